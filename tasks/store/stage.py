@@ -1,0 +1,23 @@
+"""What a stage declares of itself, so that its results can be kept and found again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pure function from objects to objects.
+
+    `version` is raised whenever the output for the same input changes. `libraries` are the
+    distributions whose version decides the output; they become part of every key.
+    """
+
+    name: str
+    version: int
+    libraries: tuple[str, ...] = ()
+
+    def library_versions(self) -> dict[str, str]:
+        """The installed version of each library; a local suffix such as `+cpu` is left out."""
+        return {name: version(name).split("+")[0] for name in sorted(self.libraries)}
