@@ -1,0 +1,130 @@
+"""Shape of a model and settings of its optimizers. No torch here: planning reads these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llm.config import Config
+from llm.errors import ConfigError
+
+
+def _default_head_dim(data: dict[str, Any]) -> int:
+    return max(1, data["d_model"] // data["n_heads"])
+
+
+def _default_d_ff(data: dict[str, Any]) -> int:
+    return -(-8 * data["d_model"] // (3 * 64)) * 64
+
+
+class ModelConfig(Config):
+    """Shape of a decoder-only transformer. What is left out follows from what is given."""
+
+    family: Literal["llama"] = "llama"
+    """Kind of model: `llama` loads in transformers as Llama, or as Qwen3 with `qk_norm`."""
+    vocab_size: int = Field(default=0, ge=0)
+    """Number of token ids; 0 means that it is taken from the tokenizer."""
+    context_length: int = Field(default=256, ge=1)
+    """Longest sequence in tokens. 256 is what a small corpus on a CPU can afford."""
+    n_layers: int = Field(default=6, ge=1)
+    """Number of blocks. Six of width 384 make the 10 M parameters of nanoGPT's character model."""
+    d_model: int = Field(default=384, ge=2)
+    """Width of the residual stream."""
+    n_heads: int = Field(default=6, ge=1)
+    """Number of query heads."""
+    n_kv_heads: int = Field(default_factory=lambda data: data["n_heads"], ge=1)
+    """Key and value heads, shared by groups of query heads (Ainslie et al. 2023); `n_heads` if
+    left out."""
+    head_dim: int = Field(default_factory=_default_head_dim, ge=2)
+    """Width of a head; `d_model / n_heads` if left out. Only with `qk_norm` may it differ from
+    that, as in Qwen3 (Yang et al. 2025)."""
+    d_ff: int = Field(default_factory=_default_d_ff, ge=1)
+    """Hidden width of the feed-forward layer; if left out, 8/3 of `d_model` (Shazeer 2020: as many
+    parameters as an ungated layer of four times the width), rounded up to a multiple of 64."""
+    qk_norm: bool = False
+    """Normalize queries and keys by head before rotation (Henry et al. 2020; Qwen3)."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output layer too (Press and Wolf 2017)."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary frequencies (Su et al. 2021)."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the mean square before its root (Llama: Touvron et al. 2023)."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.head_dim % 2:
+            nearest = self.head_dim + 1
+            raise ValueError(
+                f"head_dim is {self.head_dim}, but rotary positions turn pairs of numbers: "
+                f"choose an even one, such as {nearest} (d_model = {nearest * self.n_heads})"
+            )
+        if not self.qk_norm and self.d_model != self.n_heads * self.head_dim:
+            step = 2 * self.n_heads
+            nearest = max(1, round(self.d_model / step)) * step
+            raise ValueError(
+                f"d_model is {self.d_model}, but n_heads x head_dim is {self.n_heads} x "
+                f"{self.head_dim} = {self.n_heads * self.head_dim}: the nearest d_model that "
+                f"{self.n_heads} heads divide is {nearest}, with head_dim left out (or set "
+                f"qk_norm = true, which allows any head_dim)"
+            )
+        if self.n_heads % self.n_kv_heads:
+            divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
+            nearest = min(divisors, key=lambda n: abs(n - self.n_kv_heads))
+            raise ValueError(
+                f"n_kv_heads is {self.n_kv_heads}, which does not divide n_heads = {self.n_heads}: "
+                f"the nearest that does is {nearest}"
+            )
+        return self
+
+
+def n_parameters(config: ModelConfig) -> int:
+    """Number of trainable numbers in a model of this shape.
+
+    Raises ConfigError while `vocab_size` is still to be taken from a tokenizer.
+    """
+    if not config.vocab_size:
+        raise ConfigError("vocab_size is 0: take it from the tokenizer before counting parameters")
+    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    attention = 2 * config.d_model * config.head_dim * (config.n_heads + config.n_kv_heads)
+    feed_forward = 3 * config.d_model * config.d_ff
+    norms = 2 * config.d_model + (2 * config.head_dim if config.qk_norm else 0)
+    return embeddings + config.n_layers * (attention + feed_forward + norms) + config.d_model
+
+
+class OptimConfig(Config):
+    """Optimizers, their rates, and how the rates move over a run."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """What moves the matrices inside the blocks: `adamw` (Loshchilov and Hutter 2019) or `muon`
+    (Jordan et al. 2024). Everything else is always moved by AdamW."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's peak rate for the norms and, with `adamw`, for the matrices. Ours: the best of those
+    tried on nanoGPT's character task."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Muon's peak rate (Jordan et al. 2024)."""
+    embedding_learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak rate of the embedding, tied or not. Ours, as `learning_rate`."""
+    head_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of an output layer of its own. Ours, as `learning_rate`."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the mean gradient (Kingma and Ba 2015)."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """AdamW's decay of the mean square; nanoGPT's choice for small batches."""
+    eps: float = Field(default=1e-10, gt=0)
+    """AdamW's term against division by zero; small, as gradients of rare tokens are small
+    (modded-nanogpt, Jordan et al. 2024)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of the matrices inside the blocks, and of nothing else. Zero, as a short run
+    does not overfit; 0.1 is usual for long ones (Brown et al. 2020)."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the rates rise linearly to their peak; nanoGPT's choice for small models."""
+    decay: Literal["linear", "cosine", "wsd"] = "linear"
+    """After warm-up: a straight line down (Bergsma et al. 2025), half a cosine (Loshchilov and
+    Hutter 2017), or constant and then a line over the last `decay_fraction` (Hu et al. 2024)."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Share of all steps in which `wsd` decays (Hägele et al. 2024)."""
+    min_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak at which decay ends; zero is best (Bergsma et al. 2025)."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient (Pascanu et al. 2013); 0 means no limit."""

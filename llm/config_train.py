@@ -1,0 +1,88 @@
+"""Settings of a training run, and the file that starts one. No torch here: planning reads these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from llm.config import Config
+from llm.config_model import ModelConfig, OptimConfig
+
+OBSERVING = frozenset(
+    {"checkpoint_every", "keep_checkpoints", "log_every", "eval_every", "eval_windows"}
+    | {"sample_every", "sample_prompts", "sample_tokens"}
+)
+"""Fields of `TrainConfig` that say how a run is watched and saved, and leave its weights alone."""
+
+ENVIRONMENT = frozenset({"device", "dtype", "threads", "compile"})
+"""Fields that choose the environment class: the same run, bitwise equal only within one class."""
+
+
+class TrainConfig(Config):
+    """How a model is trained: how long, on how much at a time, where, and how it is watched."""
+
+    steps: int = Field(default=2000, ge=1)
+    """Updates of the weights. 2000 is nanoGPT's documented CPU task (Karpathy, `README.md`)."""
+    batch_size: int = Field(default=12, ge=1)
+    """Windows of `context_length` tokens in a micro-batch; nanoGPT's documented CPU task."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Micro-batches whose gradients make one update; the update is that of one big batch."""
+    seed: int = Field(default=1337, ge=0, lt=2**32)
+    """Decides the initial weights and the order of the data; nanoGPT's seed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the first CUDA device where there is one, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers in matrix products; the weights themselves are float32. `auto`: bfloat16 where the
+    device multiplies it natively (CUDA capability 8.0 and later; AVX512_BF16, AMX or ARM's BF16),
+    else float32."""
+    threads: int = Field(default=2, ge=1)
+    """Threads of one operation on the CPU. Sums are split among them, so their number is part of
+    the environment class: another number gives other last digits. Ours: the cores of a small
+    machine."""
+    compile: bool = False
+    """Use `torch.compile`. Faster after a minute or so of compiling, with other last digits."""
+    eval_every: int = Field(default=250, ge=1)
+    """Steps from one look at the validation split to the next; the last step always looks.
+    nanoGPT's documented CPU task."""
+    eval_windows: int = Field(default=240, ge=0)
+    """Windows of the validation split that such a look reads; 0 is all of them, which the last
+    step always takes. The 20 batches of 12 of nanoGPT's documented CPU task."""
+    checkpoint_every: int = Field(default=250, ge=1)
+    """Steps from one checkpoint to the next; what a kill costs at most. As `eval_every`."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints that stay: the newest, and one before it in case the newest is damaged."""
+    sample_every: int = Field(default=500, ge=1)
+    """Steps from one set of samples to the next; the last step always samples. Ours."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """What each sample begins with; an empty prompt begins a document."""
+    sample_tokens: int = Field(default=100, ge=1)
+    """Tokens in a sample at most. Ours: a few lines."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps from one row of the log to the next; nanoGPT's Shakespeare configuration."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizers, their rates and their schedule."""
+
+
+class TrainSpec(Config):
+    """Everything the training process is told, as the one JSON file it is started with."""
+
+    run_url: str
+    """Where the run's log, samples, checkpoints and result go."""
+    dataset_url: str
+    """The dataset file: a Parquet that names a token shard and row for each document."""
+    base_url: str
+    """What the dataset file's relative shard URLs are relative to."""
+    tokenizer_url: str
+    """The tokenizer.json that made the tokens."""
+    cache_dir: str
+    """A local folder for the prepared tokens; it can be deleted between runs."""
+    model: ModelConfig
+    """Shape of the model; a `vocab_size` of 0 is taken from the tokenizer."""
+    train: TrainConfig
+    """How it is trained."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the weights, apart from data, tokenizer and environment."""
+        train = self.train.model_dump(mode="json", exclude=set(OBSERVING | ENVIRONMENT))
+        return {"model": self.model.model_dump(mode="json"), "train": train}

@@ -1,0 +1,145 @@
+"""How well a model predicts a split, beside what needs no model at all.
+
+The stream that is scored is that of `llm.data.validation_windows`: every token of the split once,
+the `<|endoftext|>` between documents among them (a model must say where a text ends), each with
+at most T tokens of context. Bits per byte divides the whole cost, the eots' included, by the
+UTF-8 bytes of the documents' text, so that models with different tokenizers compare.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from llm.data import IGNORED, Prepared, validation_windows
+from llm.errors import DataError
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What predicting a text cost, on average and in all."""
+
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    n_tokens: int
+    """Tokens predicted, eots included."""
+    n_bytes: int
+    """UTF-8 bytes of the text that they stand for; an eot stands for none."""
+
+
+def evaluate(
+    model: torch.nn.Module,
+    prepared: Prepared,
+    *,
+    context_length: int,
+    batch_size: int,
+    max_windows: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """The cost of the split under `model(tokens_BT) -> logits_BTV`, in float32.
+
+    `max_windows` scores only the first windows, which are a random sample of documents, the same
+    each time, because ids are hashes. The bytes of a document cut off by it count in proportion
+    to its tokens. Raises DataError when there is nothing to predict.
+    """
+    windows = validation_windows(prepared, context_length)
+    n_windows = min(len(windows), max_windows or len(windows))
+    was_training = model.training
+    model.eval()
+    nats = 0.0
+    with torch.no_grad():
+        for first in range(0, n_windows, batch_size):
+            rows = np.arange(first, min(first + batch_size, n_windows))
+            inputs_BT, targets_BT = (torch.from_numpy(x).to(device) for x in windows.take(rows))
+            logits_BTV = model(inputs_BT)
+            loss = F.cross_entropy(
+                logits_BTV.flatten(0, 1).float(),
+                targets_BT.flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+            nats += loss.item()
+    model.train(was_training)
+    n_tokens = min(n_windows * context_length, len(prepared.tokens_S) - 1)
+    return _evaluation(nats, n_tokens, _bytes_of(prepared, n_tokens))
+
+
+def uniform_baseline(vocab_size: int, prepared: Prepared) -> Evaluation:
+    """Every token equally likely: what a model knows before it has seen anything."""
+    n_tokens = len(prepared.tokens_S) - 1
+    return _evaluation(n_tokens * math.log(vocab_size), n_tokens, _bytes_of(prepared, n_tokens))
+
+
+def unigram_baseline(train: Prepared, validation: Prepared, vocab_size: int) -> Evaluation:
+    """Tokens as likely as in the training split, whatever came before.
+
+    Add-one smoothing (Laplace) over `vocab_size` tokens; each document of the training split
+    counts its tokens and one eot.
+    """
+    counts = _count_tokens(train.tokens_S, vocab_size)
+    nats_by_token = np.log(counts.sum() + vocab_size) - np.log(counts + 1)
+    targets = _count_tokens(validation.tokens_S[1:], vocab_size)
+    n_tokens = len(validation.tokens_S) - 1
+    return _evaluation(float(targets @ nats_by_token), n_tokens, _bytes_of(validation, n_tokens))
+
+
+def gzip_baseline(texts: Iterable[bytes]) -> Evaluation:
+    """`gzip -9` of the texts one after the other, its header included. A byte is a token here.
+
+    Byte for byte the same each time: the file's time is 0 and it has no name.
+    """
+    n_bytes = 0
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0) as file:
+        for text in texts:
+            n_bytes += file.write(text)
+    return _evaluation(packed.tell() * 8 * math.log(2), n_bytes, n_bytes)
+
+
+def _evaluation(nats: float, n_tokens: int, n_bytes: int) -> Evaluation:
+    if n_tokens < 1 or n_bytes < 1:
+        raise DataError(
+            f"nothing to evaluate: {n_tokens} tokens and {n_bytes} bytes; the split needs at "
+            "least one document with text"
+        )
+    nats_per_token = nats / n_tokens
+    return Evaluation(
+        nats_per_token=nats_per_token,
+        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+        bits_per_byte=nats / math.log(2) / n_bytes,
+        n_tokens=n_tokens,
+        n_bytes=n_bytes,
+    )
+
+
+def _bytes_of(prepared: Prepared, n_tokens: int) -> int:
+    """The bytes of text that the first `n_tokens` targets of the stream stand for."""
+    lengths = np.diff(prepared.starts) - 1
+    # Target i is token i + 1 of the stream, and a document's own tokens come after its eot.
+    covered = np.clip(n_tokens - prepared.starts[:-1], 0, lengths)
+    cut = covered < lengths
+    whole = int(prepared.n_bytes[~cut].sum())
+    return whole + round(float((prepared.n_bytes[cut] * covered[cut] / lengths[cut]).sum()))
+
+
+def _count_tokens(tokens_S: np.ndarray, vocab_size: int) -> np.ndarray:
+    """(vocab_size,) int64: how often each token occurs."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for chunk in _chunks(tokens_S):
+        counts += np.bincount(chunk, minlength=vocab_size)
+    return counts
+
+
+def _chunks(tokens_S: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(tokens_S), _CHUNK):
+        yield tokens_S[first : first + _CHUNK]

@@ -1,0 +1,226 @@
+"""A corpus as a reader sees it: text minus drops, shard by shard, found by following pins.
+
+A manifest pins its inputs and a reader follows those pins, never a newer manifest beside them,
+so that signals, drops and labels are always aligned to *their* shards, by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm.errors import DataError
+from tasks.store.records import Manifest, ObjectRef, Receipt
+from tasks.store.rows import data_digest, digest_hex
+from tasks.store.run import Request, Run, check_books
+from tasks.store.schema import DEAD, DOCUMENTS, DROPS, Schema
+from tasks.store.store import Store, now
+
+# Stages whose drops depend on other shards: decided afterwards, applied on reading only.
+VERDICTS = frozenset({"dedup", "decontaminate"})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: its text, what its own filters dropped, what later verdicts dropped, its dead.
+
+    `extras` holds what else was measured of it, by kind: signals, findings, labels, ...
+    """
+
+    text: ObjectRef | None
+    filtered: tuple[ObjectRef, ...] = ()
+    verdicts: tuple[ObjectRef, ...] = ()
+    dead: tuple[str, ...] = ()
+    extras: Mapping[str, ObjectRef] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The digests that decide what a measurement of this shard's kept rows gives."""
+        return {
+            "text": self.text.data_digest if self.text else "",
+            "filtered": [ref.data_digest for ref in self.filtered],
+        }
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The shards a manifest speaks of, and the manifest."""
+
+    manifest: Manifest
+    shards: tuple[Shard, ...]
+
+
+def snapshot_shards(store: Store, snapshot: Manifest) -> tuple[Shard, ...]:
+    """A snapshot's shards, without text yet: what its log holds, and who of it is dead."""
+    dead: dict[int, list[str]] = {}
+    for ref in snapshot.objects.get("dead", ()):
+        for row in store.read_table(ref, DEAD).to_pylist():
+            dead.setdefault(row["shard"], []).append(row["id"])
+    receipts = store.receipts(snapshot)
+    return tuple(
+        Shard(
+            text=None,
+            dead=tuple(sorted(dead.get(index, ()))),
+            extras={ref.kind: ref for ref in receipt.outputs},
+        )
+        for index, receipt in enumerate(receipts)
+    )
+
+
+def open_corpus(store: Store, manifest: Manifest) -> Corpus:
+    """The corpus as it stands after the stage that wrote `manifest`."""
+    receipts = store.receipts(manifest)
+    if manifest.stage == "extract":
+        sources = [store.manifest(manifest.inputs[role]) for role in sorted(manifest.inputs)]
+        parents = tuple(shard for snapshot in sources for shard in snapshot_shards(store, snapshot))
+        return Corpus(manifest, _all_after(parents, manifest.stage, receipts))
+    if "corpus" not in manifest.inputs:
+        raise DataError(f"{manifest.stage} {manifest.fingerprint[:12]} is not part of a corpus")
+    parent = open_corpus(store, store.manifest(manifest.inputs["corpus"]))
+    return Corpus(manifest, _all_after(parent.shards, manifest.stage, receipts))
+
+
+def _all_after(
+    shards: Sequence[Shard], stage: str, receipts: Sequence[Receipt]
+) -> tuple[Shard, ...]:
+    return tuple(_after(s, stage, r) for s, r in zip(shards, receipts, strict=True))
+
+
+def _after(shard: Shard, stage: str, receipt: Receipt) -> Shard:
+    """The shard once `stage` has been at it."""
+    if stage == "extract":
+        return replace(shard, text=receipt.output(DOCUMENTS.kind))
+    for ref in receipt.outputs:
+        if ref.kind == DROPS.kind and stage in VERDICTS:
+            shard = replace(shard, verdicts=(*shard.verdicts, ref))
+        elif ref.kind == DROPS.kind:
+            shard = replace(shard, filtered=(*shard.filtered, ref))
+        elif ref.kind != DOCUMENTS.kind:
+            shard = replace(shard, extras={**shard.extras, ref.kind: ref})
+    if stage == "scrub":
+        # Its text lacks what the shard's own filters dropped: nothing is left to filter.
+        shard = replace(shard, text=receipt.output(DOCUMENTS.kind), filtered=())
+    return shard
+
+
+def _without(table: pa.Table, ids: pa.Array) -> pa.Table:
+    if len(ids) == 0 or table.num_rows == 0:
+        return table
+    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
+
+
+def _ids(store: Store, drops: Sequence[ObjectRef]) -> list[str]:
+    return [
+        row for ref in drops for row in store.read_table(ref, DROPS, ["id"]).column(0).to_pylist()
+    ]
+
+
+def kept_rows(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """The text rows that the shard's own filters kept: what a measurement covers.
+
+    It depends on nothing but this shard, so that a verdict elsewhere never costs a re-measure.
+    """
+    table = store.read_table(shard.text, DOCUMENTS, columns)
+    return _without(table, pa.array(_ids(store, shard.filtered), pa.string()))
+
+
+def out_ids(store: Store, shard: Shard) -> pa.Array:
+    """Every id of the shard that a reader does not see: filtered, dropped by verdict, or dead."""
+    ids = _ids(store, (*shard.filtered, *shard.verdicts)) + list(shard.dead)
+    return pa.array(sorted(set(ids)), pa.string())
+
+
+def live_rows(
+    store: Store,
+    shard: Shard,
+    ref: ObjectRef | None = None,
+    schema: Schema = DOCUMENTS,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """The rows a reader sees: of the shard's text, or of another object aligned to it."""
+    table = store.read_table(shard.text if schema is DOCUMENTS else ref, schema, columns)
+    return _without(table, out_ids(store, shard))
+
+
+def _live_total(
+    store: Store, ref: ObjectRef | None, schema: Schema, out: pa.Array
+) -> tuple[int, int]:
+    """Rows and data digest of an object's rows that are not `out`."""
+    if ref is None:
+        return 0, 0
+    if len(out) == 0:
+        return ref.rows, int(ref.data_digest, 16)
+    columns = list(dict.fromkeys(("id", *schema.hashed)))
+    table = _without(store.read_table(ref, schema, columns), out)
+    return table.num_rows, data_digest(table, schema)
+
+
+def _live_drops(
+    store: Store, before: Sequence[Shard], receipts: Sequence[Receipt]
+) -> dict[str, int]:
+    drops: dict[str, int] = {}
+    for shard, receipt in zip(before, receipts, strict=True):
+        rows = _without(
+            store.read_table(receipt.output(DROPS.kind), DROPS, ["id", "reason"]),
+            out_ids(store, shard),
+        )
+        for reason in rows.column("reason").to_pylist():
+            drops[reason] = drops.get(reason, 0) + 1
+    return dict(sorted(drops.items()))
+
+
+def commit_stage(
+    run: Run,
+    request: Request,
+    receipts: Sequence[Receipt],
+    before: Sequence[Shard],
+    measured: Schema | None = None,
+    objects: Mapping[str, tuple[ObjectRef, ...]] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Balances the books of a stage over its live rows and commits its manifest.
+
+    `before` are the shards as they were upstream. The data digest sums the live rows of the text
+    and, where the stage measured something that a later one decides on, of `measured` as well.
+    Raises BooksDoNotBalance.
+    """
+    stage = request.stage.name
+    after = _all_after(before, stage, receipts)
+    rows_in = sum(manifest.rows_out for manifest in request.inputs.values())
+    rows_out = digest = 0
+    for shard in after:
+        out = out_ids(run.store, shard)
+        rows, part = _live_total(run.store, shard.text, DOCUMENTS, out)
+        rows_out, digest = rows_out + rows, digest + part
+        if measured is not None:
+            digest += _live_total(run.store, shard.extras.get(measured.kind), measured, out)[1]
+    drops = _live_drops(run.store, before, receipts)
+    check_books(stage, rows_in, rows_out, drops)
+    stats: dict[str, float] = {}
+    for name, value in (pair for receipt in receipts for pair in receipt.stats.items()):
+        stats[name] = stats.get(name, 0) + value
+    return run.store.commit(
+        Manifest(
+            stage=stage,
+            fingerprint=request.ref.fingerprint,
+            payload=request.payload,
+            inputs={role: manifest.ref for role, manifest in request.inputs.items()},
+            rows_in=rows_in,
+            rows_out=rows_out,
+            drops=drops,
+            data_digest=digest_hex(digest),
+            receipts=run.store.put_receipts(receipts),
+            objects=dict(objects or {}),
+            summary={**(summary or {}), "stats": dict(sorted(stats.items()))},
+            provenance={
+                **run.provenance,
+                "run_id": run.run_id,
+                "at": now(),
+                "seconds": round(sum(receipt.seconds for receipt in receipts), 3),
+            },
+        )
+    )

@@ -1,0 +1,85 @@
+"""Where actions run: in this process, or in a pool of spawned ones that die with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+IN_FLIGHT_PER_WORKER = 4
+
+
+class InlineExecutor(Executor):
+    """Runs each call at once, in the caller's process."""
+
+    _max_workers = 1
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def executor_for(workers: int) -> Iterator[Executor]:
+    """An executor of that many processes; with one, the work is done right here."""
+    if workers <= 1:
+        yield InlineExecutor()
+        return
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_follow_parent,
+        initargs=(os.getpid(),),
+    )
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def run_all(
+    executor: Executor, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Result]]:
+    """Runs `function(*call)` for each call; yields (index, result) as they finish.
+
+    No more than four calls per worker are in flight, so that a million of them do not pile up.
+    """
+    limit = IN_FLIGHT_PER_WORKER * int(getattr(executor, "_max_workers", 1))
+    pending: dict[Future[Result], int] = {}
+    queue = iter(enumerate(calls))
+    while True:
+        while len(pending) < limit and (item := next(queue, None)) is not None:
+            pending[executor.submit(function, *item[1])] = item[0]
+            if isinstance(executor, InlineExecutor):
+                break
+        if not pending:
+            return
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield pending.pop(future), future.result()
+
+
+def _follow_parent(parent: int) -> None:
+    """Ends this worker when its parent is gone, however it went."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
