@@ -1,8 +1,8 @@
 """Checkpoints: a tree of tensors and plain values, committed by an index that is written last.
 
-    {run}/checkpoints/<step, 8 digits>/<part>.safetensors   the tensors of one part of the state
-                                      /state.json           everything else
-                                      /index.json           sha256 and bytes of each file: the commit
+    {run}/checkpoints/<step>/<part>.safetensors   the tensors of one part of the state
+                            /state.json           everything else
+                            /index.json           sha256 and bytes of each file: the commit
 
 Nothing is pickled: tensors lie in safetensors, the rest in JSON, and both come back exactly. A
 reader trusts only what an index names and what hashes to it; anything less is skipped for the
@@ -186,7 +186,7 @@ def _join(tree: Tree, tensors: dict[str, torch.Tensor]) -> Tree:
 
 
 def _root(run_url: str) -> str:
-    return f"{run_url.rstrip('/')}/checkpoints"
+    return f"{run_url}/checkpoints"
 
 
 def _folder(run_url: str, step: int) -> str:

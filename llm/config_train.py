@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llm.config import Config
 from llm.config_model import ModelConfig, OptimConfig
@@ -81,6 +81,11 @@ class TrainSpec(Config):
     """Shape of the model; a `vocab_size` of 0 is taken from the tokenizer."""
     train: TrainConfig
     """How it is trained."""
+
+    @field_validator("run_url")
+    @classmethod
+    def _without_last_slash(cls, url: str) -> str:
+        return url.rstrip("/")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the weights, apart from data, tokenizer and environment."""

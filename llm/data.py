@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -37,7 +38,7 @@ import torch
 import xxhash
 
 from llm.errors import ConfigError, DataError, StorageError
-from llm.files import absolute_url, arrow_filesystem, read_bytes
+from llm.files import arrow_filesystem, read_bytes
 
 BUCKET_TOKENS = 1 << 24  # 32 MiB as uint16: what a loader holds in memory at a time.
 IGNORED = -100  # The target that torch's cross-entropy leaves out.
@@ -51,7 +52,7 @@ class Prepared:
     split: str
     eot_id: int
     digest: str
-    """sha256 of ids, lengths and tokens: equal data, equal digest, whatever the shards."""
+    """sha256 of ids, lengths, bytes and tokens: equal data, equal digest, whatever the shards."""
     tokens_S: np.ndarray
     """The stream, uint16 or uint32: eot, tokens of document 0, eot, tokens of document 1, ..."""
     ids: np.ndarray
@@ -80,10 +81,13 @@ def prepare(
     object names that are no URLs. The copy is named after the content of the dataset file and
     whole or not there at all; several processes may ask for it at once.
 
-    Raises DataError when the dataset has no document of the split or disagrees with its shards,
-    StorageError when the disk is full.
+    Raises DataError when the dataset is missing, has no document of the split or disagrees with
+    its shards, StorageError when the disk is full or a shard cannot be read.
     """
-    body = read_bytes(dataset_url)
+    try:
+        body = read_bytes(dataset_url)
+    except FileNotFoundError as error:
+        raise DataError(f"{dataset_url}: no such dataset file; build the corpus first") from error
     settings = json.dumps([_LAYOUT, split, eot_id, base_url]).encode()
     name = f"{split}-{hashlib.sha256(settings + body).hexdigest()[:32]}"
     folder = Path(cache_dir) / name
@@ -95,7 +99,7 @@ def prepare(
             folder.mkdir()
             documents = _Documents.read(body, split, dataset_url)
             try:
-                _write(folder, documents, base_url, eot_id)
+                _write(folder, documents, base_url, {"split": split, "eot_id": eot_id})
             except OSError as error:
                 raise StorageError(
                     f"{folder}: cannot write {documents.starts[-1]} tokens: {error}; free some "
@@ -122,9 +126,9 @@ class _Documents:
             table = pq.read_table(pa.BufferReader(body), columns=columns)
         except (pa.ArrowException, KeyError) as error:
             raise DataError(f"{url}: not a dataset file: {error}") from error
-        chosen = table.filter(pc.equal(table["split"], split)).combine_chunks()
+        chosen: Any = table.filter(pc.field("split") == split).combine_chunks()
         if len(chosen) == 0:
-            found = sorted(pc.unique(table["split"]).to_pylist())
+            found = sorted(map(str, table["split"].unique().to_pylist()))
             raise DataError(f"{url}: no document of split {split!r}; it has {found or 'no rows'}")
         ids = _halves(chosen["id"], url)
         order = np.lexsort((ids[:, 1], ids[:, 0]))
@@ -132,7 +136,7 @@ class _Documents:
         twice = (ids[1:] == ids[:-1]).all(axis=1)
         if twice.any():
             raise DataError(f"{url}: id {_hex(ids[np.argmax(twice)])} comes twice in {split!r}")
-        encoded = pc.dictionary_encode(chosen["object"]).combine_chunks()
+        encoded = chosen["object"].combine_chunks().dictionary_encode()
         return cls(
             ids=ids,
             starts=np.concatenate(([0], np.cumsum(_int64(chosen["length"])[order] + 1))),
@@ -143,11 +147,11 @@ class _Documents:
         )
 
 
-def _int64(column: pa.ChunkedArray) -> np.ndarray:
+def _int64(column: Any) -> np.ndarray:
     return column.to_numpy().astype(np.int64)
 
 
-def _halves(ids: pa.ChunkedArray, url: str) -> np.ndarray:
+def _halves(ids: Any, url: str) -> np.ndarray:
     """(n, 2) uint64: the two halves of ids of 32 hex digits."""
     try:
         digits = "".join(ids.to_pylist())
@@ -160,36 +164,29 @@ def _hex(halves: np.ndarray) -> str:
     return f"{int(halves[0]):016x}{int(halves[1]):016x}"
 
 
-def _write(folder: Path, documents: _Documents, base_url: str, eot_id: int) -> None:
+def _write(folder: Path, documents: _Documents, base_url: str, index: dict[str, Any]) -> None:
     """The token file and its arrays, and last the index, which says that all is there."""
-    dtype: type[np.unsignedinteger] = np.uint16
-    while not _write_tokens(folder / "tokens.bin", documents, base_url, eot_id, dtype):
-        dtype = np.uint32
+    path, eot_id = folder / "tokens.bin", index["eot_id"]
+    narrow, wide = np.dtype(np.uint16), np.dtype(np.uint32)
+    fits = _write_tokens(path, documents, base_url, eot_id, narrow)
+    if not fits and not _write_tokens(path, documents, base_url, eot_id, wide):
+        raise DataError(f"a token or the eot_id {eot_id} is above 2^32 - 1; no tokenizer has such")
     digest = hashlib.sha256()
     for name in ("ids", "starts", "n_bytes"):
         array = getattr(documents, name)
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    with (folder / "tokens.bin").open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
-    index = {
-        "split": folder.name.rpartition("-")[0],
-        "eot_id": eot_id,
-        "dtype": np.dtype(dtype).name,
-        "digest": digest.hexdigest(),
-    }
+    index = index | {"dtype": (narrow if fits else wide).name, "digest": digest.hexdigest()}
     staged = folder / "index.json.staged"
     staged.write_text(json.dumps(index, sort_keys=True))
     staged.rename(folder / "index.json")
 
 
 def _write_tokens(
-    path: Path,
-    documents: _Documents,
-    base_url: str,
-    eot_id: int,
-    dtype: type[np.unsignedinteger],
+    path: Path, documents: _Documents, base_url: str, eot_id: int, dtype: np.dtype
 ) -> bool:
     """Writes every document at its place. False as soon as a token does not fit in `dtype`."""
     largest = np.iinfo(dtype).max
@@ -199,7 +196,9 @@ def _write_tokens(
         for i, tokens in _read_shards(documents, base_url):
             if len(tokens) and tokens.max() > largest:
                 return False
-            _write_at(file, int(documents.starts[i]), eot_id, tokens, np.dtype(dtype))
+            _write_at(file, int(documents.starts[i]), eot_id, tokens, dtype)
+        file.flush()
+        os.fsync(file.fileno())
     return True
 
 
@@ -219,7 +218,7 @@ def _read_shards(documents: _Documents, base_url: str) -> Iterator[tuple[int, np
         documents.object_indices[by_place], np.arange(len(documents.objects) + 1)
     )
     for i, name in enumerate(documents.objects):
-        url = name if "://" in name or not base_url else f"{base_url.rstrip('/')}/{name}"
+        url = _resolve(name, base_url)
         wanted = by_place[bounds[i] : bounds[i + 1]]
         for document, row, row_id, tokens in _read_rows(url, wanted, documents.rows[wanted]):
             expected = int(np.diff(documents.starts[document : document + 2])[0]) - 1
@@ -230,6 +229,12 @@ def _read_shards(documents: _Documents, base_url: str) -> Iterator[tuple[int, np
                     "write the dataset file again"
                 )
             yield document, tokens
+
+
+def _resolve(name: str, base_url: str) -> str:
+    if "://" in name or name.startswith("/") or not base_url:
+        return name
+    return f"{base_url.rstrip('/')}/{name}"
 
 
 def _read_rows(
@@ -248,7 +253,8 @@ def _read_rows(
             first = 0
             for batch in shard.iter_batches(batch_size=1024, columns=["id", "tokens"]):
                 here = slice(*np.searchsorted(rows, (first, first + len(batch))))
-                ids, lists = batch.column("id"), batch.column("tokens")
+                ids: Any = batch.column("id")
+                lists: Any = batch.column("tokens")
                 values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
                 for document, row in zip(documents[here], rows[here] - first, strict=True):
                     tokens = values[offsets[row] : offsets[row + 1]]
@@ -258,6 +264,8 @@ def _read_rows(
         raise DataError(f"{url}: the dataset names this token shard, but it is gone") from error
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{url}: not a token shard: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{url}: cannot be read: {error}; check the storage") from error
 
 
 def _open(folder: Path) -> Prepared:
@@ -266,7 +274,7 @@ def _open(folder: Path) -> Prepared:
         split=index["split"],
         eot_id=index["eot_id"],
         digest=index["digest"],
-        tokens_S=np.memmap(folder / "tokens.bin", index["dtype"], mode="r"),
+        tokens_S=np.asarray(np.memmap(folder / "tokens.bin", index["dtype"], mode="r")),
         ids=np.load(folder / "ids.npy"),
         starts=np.load(folder / "starts.npy"),
         n_bytes=np.load(folder / "n_bytes.npy"),
@@ -290,18 +298,19 @@ class Windows:
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the windows `rows`, each (len(rows), T) int64."""
-        context = self.context_length
-        inputs_BT = np.full((len(rows), context), self.padding, dtype=np.int64)
-        targets_BT = np.full((len(rows), context), IGNORED, dtype=np.int64)
-        n_full = (len(self.stream_S) - 1) // context
-        is_full = rows < n_full
-        if n_full:
-            view = np.lib.stride_tricks.sliding_window_view(self.stream_S, context + 1)
-            chunk = view[rows[is_full] * context]
-            inputs_BT[is_full], targets_BT[is_full] = chunk[:, :-1], chunk[:, 1:]
-        tail = self.stream_S[n_full * context :]
-        inputs_BT[~is_full, : len(tail) - 1] = tail[:-1]
-        targets_BT[~is_full, : len(tail) - 1] = tail[1:]
+        stream_S, context = self.stream_S, self.context_length
+        n_full = (len(stream_S) - 1) // context
+        is_last = rows >= n_full
+        size = stream_S.itemsize
+        view = np.lib.stride_tricks.as_strided(
+            stream_S, (n_full, context + 1), (context * size, size), writeable=False
+        )
+        chunk = np.full((len(rows), context + 1), self.padding, stream_S.dtype)
+        chunk[~is_last] = view[rows[~is_last]]
+        tail = stream_S[n_full * context :]
+        chunk[is_last, : len(tail)] = tail
+        inputs_BT, targets_BT = chunk[:, :-1].astype(np.int64), chunk[:, 1:].astype(np.int64)
+        targets_BT[is_last, len(tail) - 1 :] = IGNORED
         return inputs_BT, targets_BT
 
 
@@ -346,6 +355,7 @@ class Loader:
         n_targets = np.maximum(0, np.diff(prepared.starts[self._first_documents]) - 1)
         self.tokens_per_epoch = int(n_targets.sum())
         self._n_windows = -(-n_targets // context_length)
+        self._windows_per_epoch = int(self._n_windows.sum())
         if not self.tokens_per_epoch:
             raise DataError(f"split {prepared.split!r} has no token to predict; add documents")
         self._epoch = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
@@ -353,7 +363,7 @@ class Loader:
 
     def n_windows(self, epoch: int = 0) -> int:
         """Windows of an epoch, the same for each: shuffling moves documents inside buckets."""
-        return int(self._n_windows.sum())
+        return self._windows_per_epoch
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of global micro-batch `step`, each (B, T) int64.
@@ -370,7 +380,7 @@ class Loader:
     def _parts(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The windows `first` to `last` (exclusive) of all epochs, bucket by bucket."""
         while first < last:
-            epoch, position = divmod(first, self.n_windows())
+            epoch, position = divmod(first, self._windows_per_epoch)
             buckets, ends = self._order_of(epoch)
             place = int(np.searchsorted(ends, position, side="right"))
             bucket = int(buckets[place])
@@ -414,17 +424,18 @@ def _gather(tokens_S: np.ndarray, starts: np.ndarray, documents: np.ndarray) -> 
     lengths = starts[documents + 1] - starts[documents]
     ends = np.cumsum(lengths)
     stream_S = np.empty(int(lengths.sum()), tokens_S.dtype)
-    for i in range(0, len(documents), 4096):  # Bounds the memory that the indices take.
-        here = slice(i, i + 4096)
-        base = ends[i] - lengths[i]
+    for i in range(0, len(documents), 512):  # Few enough that the indices stay in cache.
+        here = slice(i, i + 512)
+        first, last = ends[i] - lengths[i], ends[here][-1]
         shift = starts[documents[here]] - (ends[here] - lengths[here])
-        places = np.arange(base, ends[here][-1]) + np.repeat(shift, lengths[here])
-        stream_S[base : ends[here][-1]] = tokens_S[places]
+        places = np.repeat(shift, lengths[here])
+        places += np.arange(first, last)
+        stream_S[first:last] = tokens_S[places]
     return stream_S
 
 
 def _key(purpose: str, *numbers: int) -> np.uint64:
-    return np.uint64(xxhash.xxh3_64_intdigest(f"{purpose} {numbers}"))
+    return np.uint64(xxhash.xxh3_64_intdigest(f"{purpose} {numbers}".encode()))
 
 
 def _permutation(n: int, purpose: str, *numbers: int) -> np.ndarray:

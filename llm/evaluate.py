@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from llm.data import IGNORED, Prepared, validation_windows
 from llm.errors import DataError
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # Tokens counted at a time.
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """The cost of the split under `model(tokens_BT) -> logits_BTV`, in float32.
 
-    `max_windows` scores only the first windows, which are a random sample of documents, the same
-    each time, because ids are hashes. The bytes of a document cut off by it count in proportion
+    `max_windows` (None or 0: all) scores only the first windows: a random sample of documents, because ids are
+    hashes, and the same each time. The bytes of a document cut off by it count in proportion
     to its tokens. Raises DataError when there is nothing to predict.
     """
     windows = validation_windows(prepared, context_length)
@@ -115,7 +115,7 @@ def _evaluation(nats: float, n_tokens: int, n_bytes: int) -> Evaluation:
     nats_per_token = nats / n_tokens
     return Evaluation(
         nats_per_token=nats_per_token,
-        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+        perplexity=math.inf if nats_per_token > 700 else math.exp(nats_per_token),
         bits_per_byte=nats / math.log(2) / n_bytes,
         n_tokens=n_tokens,
         n_bytes=n_bytes,
@@ -135,11 +135,6 @@ def _bytes_of(prepared: Prepared, n_tokens: int) -> int:
 def _count_tokens(tokens_S: np.ndarray, vocab_size: int) -> np.ndarray:
     """(vocab_size,) int64: how often each token occurs."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for chunk in _chunks(tokens_S):
-        counts += np.bincount(chunk, minlength=vocab_size)
-    return counts
-
-
-def _chunks(tokens_S: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(tokens_S), _CHUNK):
-        yield tokens_S[first : first + _CHUNK]
+        counts += np.bincount(tokens_S[first : first + _CHUNK], minlength=vocab_size)
+    return counts

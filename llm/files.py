@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import filelock
@@ -178,6 +178,19 @@ def _read_or_none(url: str) -> bytes | None:
         return read_bytes(url)
     except FileNotFoundError:
         return None
+
+
+def sha256(body: bytes) -> str:
+    """sha256 of the bytes, as 64 hex digits."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def open_for_reading(url: str) -> IO[bytes]:
+    """A seekable binary file; on S3 it fetches ranges. Raises FileNotFoundError."""
+    with _explained(url, "reading"):
+        if is_s3(url):
+            return cast(IO[bytes], _s3_here().open(url, "rb", block_size=1 << 20))
+        return local_path(url).open("rb")
 
 
 def exists(url: str) -> bool:

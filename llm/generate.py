@@ -71,7 +71,9 @@ def sample(
     """
     if temperature == 0:
         return int(logits_V.argmax())
-    return int(torch.multinomial(filtered(logits_V / temperature, top_k, top_p), 1, generator=generator))
+    return int(
+        torch.multinomial(filtered(logits_V / temperature, top_k, top_p), 1, generator=generator)
+    )
 
 
 def filtered(logits_V: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -112,42 +114,45 @@ class _Reader:
 
     def next_logits(self, texts: dict[int, list[int]]) -> Tensor:
         """[len(texts), V] on the CPU in fp32. A text has grown by one token since the last call."""
-        context = self.model.config.context_length
         if self.cache is None:
-            return self._encode(texts, keep=True)
-        short = {row: text for row, text in texts.items() if row in self.cached and len(text) <= context}
+            self.cache = self._new_cache(texts)
+            return self._encode(texts, self.cache)
+        context = self.model.config.context_length
+        short = {
+            row: text for row, text in texts.items() if row in self.cached and len(text) <= context
+        }
         full = {row: text for row, text in texts.items() if row not in short}
-        logits = {}
+        logits: dict[int, Tensor] = {}
         if short:
-            logits.update(zip(short, self._step(short), strict=True))
+            logits.update(zip(short, self._step(short, self.cache), strict=True))
         if full:
-            logits.update(zip(full, self._encode(full, keep=False), strict=True))
+            logits.update(zip(full, self._encode(full), strict=True))
         return torch.stack([logits[row] for row in texts])
 
-    def _encode(self, texts: dict[int, list[int]], keep: bool) -> Tensor:
-        """Read the last window of each text from its beginning; `keep` starts the cache with it."""
+    def _new_cache(self, texts: dict[int, list[int]]) -> KVCache:
+        self.cached = list(texts)
+        longest = max(map(len, texts.values())) + self.max_new_tokens
+        capacity = min(longest, self.model.config.context_length)
+        weight = self.model.embed_tokens.weight
+        return KVCache(self.model.config, len(texts), capacity, like=weight)
+
+    def _encode(self, texts: dict[int, list[int]], cache: KVCache | None = None) -> Tensor:
+        """Read the last window of each text from its beginning, into the cache if there is one."""
         windows = [text[-self.model.config.context_length :] for text in texts.values()]
         longest = max(map(len, windows))
         padded = [window + [0] * (longest - len(window)) for window in windows]
-        tokens_BT = torch.tensor(padded, device=self.device)
         lengths_B = torch.tensor([len(window) for window in windows], device=self.device)
-        if keep:
-            capacity = min(longest + self.max_new_tokens, self.model.config.context_length)
-            weight = self.model.embed_tokens.weight
-            self.cache = KVCache(self.model.config, len(windows), capacity, like=weight)
-            self.cached = list(texts)
-        x_BTD = self.model.hidden(tokens_BT, self.cache if keep else None)
-        if self.cache is not None and keep:
-            self.cache.lengths_B = lengths_B
+        x_BTD = self.model.hidden(torch.tensor(padded, device=self.device), cache)
+        if cache is not None:
+            cache.lengths_B = lengths_B
         rows_B = torch.arange(len(windows), device=self.device)
         return self.model.logits(x_BTD[rows_B, lengths_B - 1]).float().cpu()
 
-    def _step(self, texts: dict[int, list[int]]) -> Tensor:
+    def _step(self, texts: dict[int, list[int]], cache: KVCache) -> Tensor:
         """Read the newest token of each text after what the cache holds of it."""
-        assert self.cache is not None
         if list(texts) != self.cached:
             places = [self.cached.index(row) for row in texts]
-            self.cache.keep(torch.tensor(places, device=self.device))
+            cache.keep(torch.tensor(places, device=self.device))
             self.cached = list(texts)
         tokens_B1 = torch.tensor([[text[-1]] for text in texts.values()], device=self.device)
-        return self.model(tokens_B1, self.cache)[:, -1].float().cpu()
+        return self.model(tokens_B1, cache)[:, -1].float().cpu()

@@ -32,7 +32,7 @@ class MetricsLog:
     """Appends rows to `{run_url}/metrics/`, beginning after `step` finished updates."""
 
     def __init__(self, run_url: str, step: int) -> None:
-        self._root = f"{run_url.rstrip('/')}/metrics"
+        self._root = f"{run_url}/metrics"
         for first, url in _segments(self._root):
             if first > step:
                 files.delete(url)
@@ -58,7 +58,7 @@ class MetricsLog:
 
 def read_metrics(run_url: str) -> list[Row]:
     """Every row logged so far, by step."""
-    bodies = [files.read_bytes(url) for _, url in _segments(f"{run_url.rstrip('/')}/metrics")]
+    bodies = [files.read_bytes(url) for _, url in _segments(f"{run_url}/metrics")]
     return [json.loads(line) for body in bodies for line in body.decode().splitlines()]
 
 

@@ -259,15 +259,15 @@ class Model(nn.Module):
 def initialize(model: Model, seed: int) -> None:
     """Fill every parameter, from `seed` and the config alone.
 
-    | tensor                            | init                  | why                               |
-    |-----------------------------------|-----------------------|-----------------------------------|
-    | `embed_tokens` of its own         | normal, std 1         | a stream of unit size             |
-    | `embed_tokens` tied to the output | normal, std D^-1/2    | first logits of unit size         |
-    | `lm_head`                         | normal, std 0.001     | first guess is uniform (nanochat) |
-    | `q_proj`, `k_proj`, `v_proj`      | normal, std D^-1/2    | keeps the size of its input       |
-    | `gate_proj`, `up_proj`            | normal, std D^-1/2    | likewise                          |
-    | `o_proj`, `down_proj`             | zero                  | a block starts as the identity    |
-    | every norm                        | one                   |                                   |
+    | tensor                          | init                | why                               |
+    |---------------------------------|---------------------|-----------------------------------|
+    | `embed_tokens`, untied          | normal, std 1       | a stream of unit size             |
+    | `embed_tokens`, tied to output  | normal, std 1/D     | first logits of unit size         |
+    | `lm_head`                       | normal, std 0.001   | first guess is uniform (nanochat) |
+    | `q_proj`, `k_proj`, `v_proj`    | normal, std D^-1/2  | keeps the size of its input       |
+    | `gate_proj`, `up_proj`          | normal, std D^-1/2  | likewise                          |
+    | `o_proj`, `down_proj`           | zero                | a block starts as the identity    |
+    | every norm                      | one                 |                                   |
     """
     generator = torch.Generator().manual_seed(seed)
     width_std = model.config.d_model**-0.5
@@ -277,7 +277,7 @@ def initialize(model: Model, seed: int) -> None:
         elif name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.zero_()
         elif name == "embed_tokens.weight":
-            std = width_std if model.config.tie_embeddings else 1.0
+            std = 1 / model.config.d_model if model.config.tie_embeddings else 1.0
             parameter.normal_(0.0, std, generator=generator)
         else:
             std = 0.001 if name == "lm_head.weight" else width_std

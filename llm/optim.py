@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from llm.config_model import OptimConfig
 from llm.model import Model
@@ -43,7 +44,7 @@ def build_optimizers(model: Model, config: OptimConfig) -> list[torch.optim.Opti
 
 
 def _group(
-    parameters: list[nn.Parameter], peak: float, weight_decay: float = 0.0
+    parameters: Sequence[Tensor], peak: float, weight_decay: float = 0.0
 ) -> dict[str, object]:
     return {"params": parameters, "lr": peak, "initial_lr": peak, "weight_decay": weight_decay}
 

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from tasks.store.run import Run
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -13,8 +15,9 @@ Result = TypeVar("Result")
 def as_task(name: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function a Prefect task of that name.
 
-    Prefect is imported when the task is called, not when its module is: planning reads every
-    stage's config and must not wait for it. The store decides what is done, so nothing is cached.
+    Prefect is imported when the task is called, not when its module is: planning goes through
+    every stage and must not wait for it. The store decides what is done, so nothing is cached.
+    The function's first argument is the Run; one that is only planning calls it plainly.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -27,6 +30,9 @@ def as_task(name: str) -> Callable[[Callable[Arguments, Result]], Callable[Argum
 
         @functools.wraps(function)
         def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            run = args[0]
+            if isinstance(run, Run) and run.planning:
+                return function(*args, **kwargs)
             return prefect_task()(*args, **kwargs)
 
         return call

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ class DedupConfig(Config):
 
     bands: int = Field(14, ge=1)
     """Bands of a signature; documents that agree on one whole band become candidates. 14 bands of
-    8 rows as in FineWeb (Penedo et al. 2024, section 3.4): 0.92 of the pairs at similarity 0.8
+    8 rows as in FineWeb (Penedo et al. 2024): 0.92 of the pairs at similarity 0.8
     become candidates, 0.99 of those at 0.85."""
 
     rows: int = Field(8, ge=1)
@@ -64,7 +65,8 @@ class DedupConfig(Config):
 
     threshold: float = Field(0.8, gt=0, le=1)
     """True Jaccard similarity of the shingle sets at or above which two documents are duplicates.
-    0.8 as in Lee et al. 2022 (Deduplicating Training Data Makes Language Models Better)."""
+    0.8 is what Lee et al. 2022 (Deduplicating Training Data Makes Language Models Better) ask of a
+    near-duplicate, there as edit similarity."""
 
     seed: int = Field(1, ge=0, lt=1 << 32)
     """Seed of the MinHash permutations; datasketch's own default."""
@@ -107,7 +109,8 @@ def words(text: str) -> list[str]:
 
 def hash_words(units: Sequence[str]) -> Hashes:
     """xxh3-64 of each word (uint64, one per word)."""
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, units), np.uint64, len(units))
+    encoded = map(str.encode, units)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(units))
 
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd (Knuth, TAOCP 6.4)
@@ -250,13 +253,11 @@ def verify(
     if known is not None:
         columns = (known[name].to_pylist() for name in EDGES.arrow.names)
         found = {(a, b): similarity for a, b, similarity in zip(*columns, strict=True)}
-    wanted = list(
-        zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True),
-    )
+    wanted = list(zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True))
     fresh = pairs.filter(pa.array([pair not in found for pair in wanted], pa.bool_()))
     batches = np.cumsum(fresh["characters"].to_numpy()) // _BATCH_CHARACTERS
     starts = np.flatnonzero(np.diff(batches, prepend=-1))
-    for start, end in zip(starts, np.append(starts[1:], len(batches)), strict=True):
+    for start, end in pairwise([*starts.tolist(), len(batches)]):
         found.update(_similarities(fresh.slice(start, end - start), text_of, config))
     rows = [{"a": a, "b": b, "similarity": found[a, b]} for a, b in sorted(set(wanted))]
     return EDGES.table(rows)
@@ -274,9 +275,7 @@ def _similarities(
         yield (pair["a"], pair["b"]), round(similarity, 6)
 
 
-def decide(
-    signatures: pa.Table, edges: pa.Table, config: DedupConfig
-) -> tuple[pa.Table, pa.Table]:
+def decide(signatures: pa.Table, edges: pa.Table, config: DedupConfig) -> tuple[pa.Table, pa.Table]:
     """DROPS of all but one document of every cluster, and CLUSTERS of all; both sorted by id.
 
     `signatures` are those of the live documents, `edges` those that `verify` gave for their
@@ -291,9 +290,7 @@ def decide(
     """
     table = signatures.sort_by("id")
     ids, digests = table["id"].to_pylist(), table["digest"].to_pylist()
-    similarity = {
-        (edge["a"], edge["b"]): edge["similarity"] for edge in edges.to_pylist()
-    }
+    similarity = {(edge["a"], edge["b"]): edge["similarity"] for edge in edges.to_pylist()}
     roots = _components(ids, digests, similarity, config.threshold)
     clusters = pa.table({"id": ids, "root": [ids[root] for root in roots]}, CLUSTERS.arrow)
 
@@ -333,7 +330,7 @@ def _components(
     """Row number of the smallest id of each row's cluster; `ids` are sorted."""
     first: dict[str, int] = {}
     parent = [first.setdefault(digest, row) for row, digest in enumerate(digests)]
-    for one, two in zip(ids, ids[1:], strict=False):
+    for one, two in pairwise(ids):
         if one == two:
             raise DataError(f"the id {one} comes twice among the live documents, expected once")
 

@@ -68,7 +68,7 @@ def split_of(roots: Sequence[str], config: SplitConfig) -> list[Split]:
 
 def _place(root: str, seed: int) -> float:
     """Where in [0, 1) a root falls: the upper 53 bits of its hash, which a float holds exactly."""
-    return (xxhash.xxh3_64_intdigest(f"{seed}\0{root}") >> 11) / (1 << 53)
+    return (xxhash.xxh3_64_intdigest(f"{seed}\0{root}".encode()) >> 11) / (1 << 53)
 
 
 def _range_of(place: float, config: SplitConfig) -> Split:
@@ -101,9 +101,7 @@ def hold_out(documents: pa.Table, clusters: pa.Table, config: SplitConfig) -> pa
     return LABELS.table([{"id": id, "split": split} for id, split in rows])
 
 
-def label_shard(
-    documents: pa.Table, heldout: Mapping[str, str], config: SplitConfig
-) -> pa.Table:
+def label_shard(documents: pa.Table, heldout: Mapping[str, str], config: SplitConfig) -> pa.Table:
     """LABELS of a shard of documents (columns id, source), in its order.
 
     A document whose id is in `heldout` (id to split, as pinned) keeps that split for good; else

@@ -6,6 +6,7 @@ so that signals, drops and labels are always aligned to *their* shards, by posit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -224,3 +225,47 @@ def commit_stage(
             },
         )
     )
+
+
+def verdict_receipts(
+    run: Run, request: Request, shards: Sequence[Shard], drops: pa.Table
+) -> list[Receipt]:
+    """A receipt per shard for a decision over all of them: the drops that fall into it.
+
+    `drops` are those of live rows; only ids decide where they fall, and a live id is in one shard.
+    """
+    receipts = []
+    for index, shard in enumerate(shards):
+        rows = kept_rows(run.store, shard, ["id"]).num_rows
+        live = live_rows(run.store, shard, columns=["id"]).column("id")
+        mine = drops.filter(pc.is_in(drops.column("id"), value_set=live)).sort_by("id")
+        ref = run.store.put_table(mine, DROPS)
+        reasons = Counter(mine.column("reason").to_pylist())
+        receipts.append(
+            Receipt(
+                key=request.action_key({"verdict": request.ref.fingerprint, "shard": index}),
+                outputs=(ref,) if ref else (),
+                rows_in=rows,
+                rows_out=rows - mine.num_rows,
+                drops=dict(sorted(reasons.items())),
+                data_digest=ref.data_digest if ref else digest_hex(0),
+                run_id=run.run_id,
+            )
+        )
+    return receipts
+
+
+def texts_by_id(store: Store, shards: Sequence[Shard], ids: Sequence[str]) -> list[str]:
+    """The texts of live documents, in the order of `ids`. Raises DataError for one not there."""
+    wanted = pa.array(ids, pa.string())
+    found: dict[str, str] = {}
+    for shard in shards:
+        here = live_rows(store, shard, columns=["id"]).column("id")
+        if pc.any(pc.is_in(here, value_set=wanted)).as_py():
+            rows = live_rows(store, shard, columns=["id", "text"])
+            rows = rows.filter(pc.is_in(rows.column("id"), value_set=wanted))
+            found.update(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
+    missing = [row for row in ids if row not in found]
+    if missing:
+        raise DataError(f"no live document has the id {missing[0]}")
+    return [found[row] for row in ids]

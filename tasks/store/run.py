@@ -15,7 +15,7 @@ import pyarrow as pa
 from llm.errors import LoamError
 from tasks.progress import tally
 from tasks.store.executors import InlineExecutor, run_all
-from tasks.store.fingerprint import canonical, fingerprint
+from tasks.store.fingerprint import canonical, differences, fingerprint
 from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
 from tasks.store.rows import digest_hex
 from tasks.store.schema import DROPS, Schema
@@ -25,6 +25,14 @@ from tasks.store.store import Store
 
 class BooksDoNotBalance(LoamError):
     """Rows went missing, or came from nowhere: the result is refused."""
+
+
+class WouldRun(LoamError):
+    """Planning has come to a stage that has work to do, for the reasons given."""
+
+    def __init__(self, stage: str, reasons: Sequence[str]) -> None:
+        super().__init__(f"{stage} would run: {'; '.join(reasons)}")
+        self.stage, self.reasons = stage, tuple(reasons)
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,39 @@ class Action:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run hands to every stage: the store, who asks, and where the actions run."""
+    """What a run hands to every stage: the store, who asks, and where the actions run.
+
+    `name` is the pipeline's, which its refs and pins carry. `previous` are the manifests of the
+    last finished run by stage. A run that is `planning` does nothing: the first stage with work to
+    do raises WouldRun. `sample` bounds the documents taken of each source.
+    """
 
     store: Store
     name: str
     run_id: str
     executor: Executor = field(default_factory=InlineExecutor)
+    shard_rows: int = 65536
+    shard_bytes: int = 128 << 20
     previous: Mapping[str, Manifest] = field(default_factory=dict)
+    planning: bool = False
+    refresh: bool = False
+    accept_losses: bool = False
+    sample: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
+
+
+def reuse(run: Run, request: Request) -> Manifest | None:
+    """The manifest that the request asks for, if there is one.
+
+    Raises WouldRun when there is none and the run is only planning.
+    """
+    found = run.store.find_manifest(request.ref)
+    if found is None and run.planning:
+        before = run.previous.get(request.stage.name)
+        why = differences(before.payload, request.payload) if before else ["it never ran here"]
+        raise WouldRun(request.stage.name, why)
+    return found
 
 
 def perform(

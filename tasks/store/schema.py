@@ -51,6 +51,7 @@ PAGES = _schema(
         ("fetched_at", _TEXT),
         ("warc", _TEXT),
         ("warc_offset", _INT),
+        ("payload_bytes", _INT),
         ("etag", _TEXT),
         ("last_modified", _TEXT),
     ],
@@ -118,14 +119,6 @@ EDGES = _schema("edges", "a b similarity", [("a", _TEXT), ("b", _TEXT), ("simila
 # Which cluster a document belongs to: `root` is the cluster's smallest id.
 CLUSTERS = _schema("clusters", "id root", [("id", _TEXT), ("root", _TEXT)])
 
-# What of a benchmark was found in a document. `start` and `end` count words.
-MATCHES = _schema(
-    "matches",
-    "id digest benchmark item ngram start",
-    [("id", _TEXT), ("digest", _TEXT), ("benchmark", _TEXT), ("item", _INT), ("kind", _TEXT),
-     ("ngram", pa.uint64()), ("start", _INT), ("n_ngrams", _INT)],
-)  # fmt: skip
-
 # Personal data found, per document and type: counts, never the findings themselves.
 FINDINGS = _schema(
     "findings", "id type count", [("id", _TEXT), ("type", _TEXT), ("count", _INT)]
@@ -140,4 +133,13 @@ TOKENS = _schema(
     "id digest length",
     [("id", _TEXT), ("digest", _TEXT), ("length", _INT), ("n_bytes", _INT),
      ("tokens", pa.large_list(pa.uint32()))],
+)  # fmt: skip
+
+# Which rows of which token shards are trained, validated and tested on. `object` is the token
+# shard's URL relative to the store's root; it and `row` are places, not data.
+DATASET = _schema(
+    "dataset",
+    "id digest length split source",
+    [("id", _TEXT), ("digest", _TEXT), ("length", _INT), ("n_bytes", _INT), ("split", _TEXT),
+     ("source", _TEXT), ("object", _TEXT), ("row", _INT)],
 )  # fmt: skip

@@ -1,0 +1,93 @@
+"""The machine a run trains on: what must be equal for equal bits, and how to set it up."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.amp.autocast_mode import autocast
+
+from llm.config_train import TrainConfig
+from llm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What must be equal for two runs to agree bit for bit."""
+
+    device: str
+    processor: str
+    isa: str
+    threads: int
+    world_size: int
+    torch: str
+    mode: Literal["eager", "compiled"]
+    dtype: Literal["float32", "bfloat16"]
+
+    def autocast(self) -> autocast:
+        """The numbers of matrix products; weights, gradients and the loss stay float32."""
+        enabled = self.dtype == "bfloat16"
+        return autocast(self.device, dtype=torch.bfloat16, enabled=enabled)
+
+
+def begin(config: TrainConfig) -> Environment:
+    """Sets the process up (device, threads, determinism, seeds) and says what it is.
+
+    Raises ConfigError when the config asks for a device that is not there.
+    """
+    # cuBLAS is deterministic only with a fixed workspace, chosen before it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(config.threads)
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError('train.device is "cuda", but torch finds none: use "auto" or "cpu"')
+    if cuda and config.device != "cpu":
+        device, processor = "cuda", torch.cuda.get_device_name()
+        major, minor = torch.cuda.get_device_capability()
+        isa, native_bf16 = f"sm_{major}{minor}", major >= 8
+    else:
+        able = torch.cpu.get_capabilities()
+        device, processor = "cpu", str(able.get("cpu_name", able["architecture"]))
+        native_bf16 = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        isa = torch.backends.cpu.get_cpu_capability() + ("+BF16" if native_bf16 else "")
+    auto: Literal["float32", "bfloat16"] = "bfloat16" if native_bf16 else "float32"
+    return Environment(
+        device=device,
+        processor=processor,
+        isa=isa,
+        threads=config.threads,
+        world_size=1,
+        torch=str(torch.__version__),
+        mode="compiled" if config.compile else "eager",
+        dtype=auto if config.dtype == "auto" else config.dtype,
+    )
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator, as plain values and tensors."""
+    numpy = np.random.get_state(legacy=False)
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].tolist()}},
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """The inverse of `rng_state`."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])

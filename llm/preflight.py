@@ -1,0 +1,234 @@
+"""What is looked at before a long run starts: does it fit, and does it learn at all.
+
+Numbers come first and the rehearsal last, so that a run that cannot fit says so before it takes
+the machine down: vocabulary, data, memory, disk, then a few real steps on a copy that is thrown
+away, which also tell how long the run will take.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+from llm import files
+from llm.config_model import ModelConfig, n_parameters
+from llm.config_train import TrainSpec
+from llm.environment import Environment, begin
+from llm.errors import ConfigError
+from llm.train import Inputs, fresh, micro_batches, open_inputs, update
+
+FLOAT32, BFLOAT16 = 4, 2
+"""Bytes of a number."""
+MIB = 1 << 20
+
+REHEARSED_STEPS = 3
+"""The first pays for allocation (and compiling), so that the pace is taken from the others."""
+
+FIRST_LOSS_TOLERANCE = 1.0
+"""Nats that the first loss may lie from ln(vocabulary), the cost of a uniform guess."""
+
+MANY_EPOCHS = 4
+"""Up to four passes over the data are about as good as fresh data (Muennighoff et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at, with its numbers."""
+
+    about: str
+    level: Literal["ok", "warn", "error"]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.level:5} {self.about}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found, and what the run will cost."""
+
+    findings: tuple[Finding, ...]
+    n_parameters: int
+    memory_bytes: int
+    checkpoint_bytes: int
+    seconds_per_step: float
+    minutes: float
+
+
+def preflight(spec: TrainSpec) -> Preflight:
+    """Looks at everything a run needs, and takes a few of its steps on a copy.
+
+    Writes `preflight.json` beside the run. Raises ConfigError with every finding that is an error;
+    the rehearsal is left out when there is one already.
+    """
+    environment = begin(spec.train)
+    inputs = open_inputs(spec)
+    state_bytes = _state_bytes(spec, inputs.model_config)
+    memory_bytes = (
+        state_bytes
+        + n_parameters(inputs.model_config) * FLOAT32  # The gradients.
+        + activation_bytes(inputs.model_config, spec.train.batch_size, environment.dtype)
+    )
+    findings = [
+        _vocabulary(inputs),
+        *_data(spec, inputs),
+        _memory(memory_bytes, environment),
+        _disk(spec, state_bytes),
+    ]
+    _refuse_errors(findings)
+    losses, seconds = rehearse(spec, inputs, environment)
+    findings += [_first_loss(losses, inputs.model_config), _pace(spec, seconds)]
+    found = Preflight(
+        findings=tuple(findings),
+        n_parameters=n_parameters(inputs.model_config),
+        memory_bytes=memory_bytes,
+        checkpoint_bytes=state_bytes,
+        seconds_per_step=seconds,
+        minutes=seconds * spec.train.steps / 60,
+    )
+    body = json.dumps(asdict(found), indent=1) + "\n"
+    files.put(f"{spec.run_url}/preflight.json", body.encode())
+    _refuse_errors(findings)
+    return found
+
+
+def activation_bytes(
+    config: ModelConfig, batch_size: int, dtype: Literal["float32", "bfloat16"]
+) -> int:
+    """Bytes kept from the forward to the backward pass of one micro-batch, and for the loss.
+
+    Counted per token as in Korthikanti et al. 2022 (section 4.1), for this block instead of
+    theirs: the inputs of every product, norm and activation; the scores of attention are not
+    kept. Norms work in float32 whatever the dtype of the products. It is an estimate, good to
+    half or double.
+    """
+    product = FLOAT32 if dtype == "float32" else BFLOAT16
+    heads = config.n_heads + config.n_kv_heads
+    in_products = (
+        2 * config.d_model  # Inputs of the two halves of the block.
+        + (3 * heads + 2 * config.n_heads) * config.head_dim  # Around rotation and attention.
+        + 4 * config.d_ff  # Gate, its activation, up, and what the two make.
+    )
+    in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
+    per_layer = in_products * product + in_norms * FLOAT32
+    logits = config.vocab_size * (product + 3 * FLOAT32)  # In fp32, softmax, and its gradient.
+    return batch_size * config.context_length * (config.n_layers * per_layer + logits)
+
+
+def rehearse(
+    spec: TrainSpec, inputs: Inputs, environment: Environment
+) -> tuple[list[float], float]:
+    """Losses of the first steps of the run, and the seconds that a later step takes."""
+    run = fresh(inputs, spec.train, environment)
+    loss_of = torch.compile(run.model.loss) if spec.train.compile else run.model.loss
+    losses, seconds = [], []
+    for step in range(REHEARSED_STEPS):
+        begun = time.monotonic()
+        batches = micro_batches(inputs, spec.train, step)
+        loss, _ = update(run, batches, loss_of, environment, spec.train)
+        losses.append(loss.item())
+        seconds.append(time.monotonic() - begun)
+    return losses, min(seconds[1:])
+
+
+def _state_bytes(spec: TrainSpec, config: ModelConfig) -> int:
+    """Weights and optimizer state: what lies in memory for good, and in a checkpoint.
+
+    AdamW keeps two numbers for each weight (Kingma and Ba 2015), Muon one (Jordan et al. 2024).
+    """
+    total = n_parameters(config)
+    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    with_muon = total - embeddings if spec.train.optim.optimizer == "muon" else 0
+    return (total + 2 * (total - with_muon) + with_muon) * FLOAT32
+
+
+def _vocabulary(inputs: Inputs) -> Finding:
+    model, tokenizer = inputs.model_config.vocab_size, inputs.tokenizer.vocab_size
+    level: Literal["ok", "warn"] = "ok" if model == tokenizer else "warn"
+    unused = "" if level == "ok" else f": {model - tokenizer} rows will never be used"
+    return Finding("vocabulary", level, f"model {model:,}, tokenizer {tokenizer:,}{unused}")
+
+
+def _data(spec: TrainSpec, inputs: Inputs) -> list[Finding]:
+    train = spec.train
+    windows, needed = inputs.loader.n_windows(0), train.batch_size * train.accumulation_steps
+    epochs = train.steps * needed / windows
+    facts = (
+        f"{inputs.train.n_documents:,} documents, {inputs.train.n_tokens:,} tokens, "
+        f"{windows:,} windows of {inputs.model_config.context_length}"
+    )
+    if windows < needed:
+        return [
+            Finding(
+                "data",
+                "error",
+                f"{facts}, but one step takes {needed} (train.batch_size x accumulation_steps): "
+                "lower them or model.context_length, or add documents",
+            )
+        ]
+    level: Literal["ok", "warn"] = "ok" if epochs <= MANY_EPOCHS else "warn"
+    advice = "" if level == "ok" else f": over {MANY_EPOCHS} passes add little; lower train.steps"
+    return [
+        Finding("data", "ok", facts),
+        Finding("epochs", level, f"{epochs:.2f} passes over the data{advice}"),
+    ]
+
+
+def _memory(needed: int, environment: Environment) -> Finding:
+    if environment.device == "cuda":
+        available, _ = torch.cuda.mem_get_info()
+    else:
+        available = psutil.virtual_memory().available
+    facts = f"about {needed / MIB:,.0f} MiB needed, {available / MIB:,.0f} MiB available"
+    if needed > available:
+        advice = "lower train.batch_size (raise accumulation_steps for it) or the model's shape"
+        return Finding("memory", "error", f"{facts}: {advice}")
+    return Finding("memory", "ok" if needed < 0.8 * available else "warn", facts)
+
+
+def _disk(spec: TrainSpec, checkpoint_bytes: int) -> Finding:
+    # One more than is kept: the newest is whole before the oldest goes.
+    needed = (spec.train.keep_checkpoints + 1) * checkpoint_bytes
+    if files.is_s3(spec.run_url):
+        return Finding("disk", "ok", f"checkpoints take {needed / MIB:,.0f} MiB of the bucket")
+    folder = files.local_path(spec.run_url).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    facts = f"checkpoints take {needed / MIB:,.0f} MiB, {free / MIB:,.0f} MiB are free at {existing}"
+    if needed > free:
+        return Finding("disk", "error", f"{facts}: free some, or lower train.keep_checkpoints")
+    return Finding("disk", "ok" if needed < 0.8 * free else "warn", facts)
+
+
+def _first_loss(losses: list[float], config: ModelConfig) -> Finding:
+    uniform = math.log(config.vocab_size)
+    facts = (
+        f"losses {', '.join(f'{loss:.3f}' for loss in losses)}; a uniform guess costs {uniform:.3f}"
+    )
+    if not all(map(math.isfinite, losses)):
+        advice = 'lower the rates of train.optim, or use train.dtype = "float32"'
+        return Finding("rehearsal", "error", f"{facts}: {advice}")
+    near = abs(losses[0] - uniform) <= FIRST_LOSS_TOLERANCE
+    return Finding("rehearsal", "ok" if near else "warn", facts)
+
+
+def _pace(spec: TrainSpec, seconds: float) -> Finding:
+    minutes = seconds * spec.train.steps / 60
+    return Finding(
+        "time", "ok", f"{seconds:.3f} s a step, {spec.train.steps:,} steps: {minutes:.1f} minutes"
+    )
+
+
+def _refuse_errors(findings: list[Finding]) -> None:
+    errors = [
+        f"{finding.about}: {finding.message}" for finding in findings if finding.level == "error"
+    ]
+    if errors:
+        raise ConfigError("the run would fail: " + "; ".join(errors))
