@@ -48,9 +48,9 @@ def evaluate(
 ) -> Evaluation:
     """The cost of the split under `model(tokens_BT) -> logits_BTV`, in float32.
 
-    `max_windows` (None or 0: all) scores only the first windows: a random sample of documents, because ids are
-    hashes, and the same each time. The bytes of a document cut off by it count in proportion
-    to its tokens. Raises DataError when there is nothing to predict.
+    `max_windows` (None or 0: all) scores only the first windows: a random sample of documents,
+    because ids are hashes, and the same each time. The bytes of a document that it cuts off count
+    in proportion to its tokens. Raises DataError when there is nothing to predict.
     """
     windows = validation_windows(prepared, context_length)
     n_windows = min(len(windows), max_windows or len(windows))

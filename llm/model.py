@@ -99,35 +99,34 @@ class KVCache:
 class Positions:
     """Where the tokens of one call stand, worked out once and shared by all layers."""
 
-    def __init__(self, tokens_BT: Tensor, cos_SE: Tensor, sin_SE: Tensor, cache: KVCache | None):
-        n_tokens = tokens_BT.shape[1]
+    def __init__(
+        self, tokens_BT: Tensor, cos_SE: Tensor, sin_SE: Tensor, cache: KVCache | None
+    ) -> None:
+        n_tokens, device = tokens_BT.shape[1], tokens_BT.device
         self.cache = cache
-        self.mask_B1TS: Tensor | None = None
-        if cache is None:
-            self.end = n_tokens
-            self.cos, self.sin = cos_SE[None, :n_tokens, None], sin_SE[None, :n_tokens, None]
-        else:
-            index_T = torch.arange(n_tokens, device=tokens_BT.device)
-            self.index_BT = cache.lengths_B[:, None] + index_T
-            self.rows_B1 = torch.arange(len(tokens_BT), device=tokens_BT.device)[:, None]
-            self.end = int(cache.lengths_B.max()) + n_tokens
-            index_S = torch.arange(self.end, device=tokens_BT.device)
-            self.mask_B1TS = (index_S <= self.index_BT[:, :, None])[:, None]
-            if self.end <= len(cos_SE):
-                self.cos, self.sin = cos_SE[self.index_BT, None], sin_SE[self.index_BT, None]
+        self.end = n_tokens if cache is None else n_tokens + int(cache.lengths_B.max())
         if self.end > len(cos_SE):
             raise DataError(
                 f"a sequence of {self.end} tokens, but context_length is {len(cos_SE)}: "
                 f"give at most that many, or train with a longer context"
             )
+        self.mask_B1TS: Tensor | None = None
+        if cache is None:
+            self.cos, self.sin = cos_SE[None, :n_tokens, None], sin_SE[None, :n_tokens, None]
+        else:
+            self.rows_B1 = torch.arange(len(tokens_BT), device=device)[:, None]
+            self.index_BT = cache.lengths_B[:, None] + torch.arange(n_tokens, device=device)
+            index_S = torch.arange(self.end, device=device)
+            self.mask_B1TS = (index_S <= self.index_BT[:, :, None])[:, None]
+            self.cos, self.sin = cos_SE[self.index_BT, None], sin_SE[self.index_BT, None]
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of everything to attend to: the cached positions, then this call's."""
         if self.cache is None:
             return k_BTKE, v_BTKE
         keys_BSKE, values_BSKE = self.cache.keys_BSKE[layer], self.cache.values_BSKE[layer]
-        keys_BSKE[self.rows_B1, self.index_BT] = k_BTKE
-        values_BSKE[self.rows_B1, self.index_BT] = v_BTKE
+        keys_BSKE[self.rows_B1, self.index_BT] = k_BTKE.type_as(keys_BSKE)
+        values_BSKE[self.rows_B1, self.index_BT] = v_BTKE.type_as(values_BSKE)
         return keys_BSKE[:, : self.end], values_BSKE[:, : self.end]
 
 

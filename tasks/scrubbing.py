@@ -109,21 +109,22 @@ _LABELS = {
 }
 
 # What a stretch must hold before a recogniser can match in it; weaker than its pattern, never
-# stronger. PHONE_NUMBER's is built from the config: up to four marks between two digits.
+# stronger. PHONE_NUMBER's takes a number of digits: libphonenumber allows four marks between two.
 _GATES = {
     "CREDIT_CARD": r"\d(?:[- ]?\d){12}",
     "CRYPTO": r"[A-Za-z0-9]{26}",
     "EMAIL_ADDRESS": r"@",
-    "IBAN_CODE": r"[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2}",
+    "IBAN_CODE": r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]{4}){2}",
     "IP_ADDRESS": r":[0-9A-Fa-f]{0,4}:|\d\.\d{1,3}\.\d",
     "MAC_ADDRESS": r"[:-][0-9A-Fa-f]{2}[:-]|\.[0-9A-Fa-f]{4}\.",
-    "PHONE_NUMBER": r"\d(?:[^\d\n]{0,4}\d){%d}",
+    "PHONE_NUMBER": r"\d(?:[-xX ().\[\]/~\x80-\U0010ffff]{0,4}\d){%d}",
     "US_SSN": r"\d(?:[- .]?\d){8}",
 }
 
-# No gated recogniser matches across a line break, or across the space between two lower-case words:
-# only phone numbers and IBANs hold spaces, and of words no more than an "ext" before digits.
-_SAFE_CUT = re.compile(r"\n|(?<=[a-z]{4}) (?=[a-z]{4})")
+# No gated recogniser matches across a line break, or across the space between two words that stand
+# 40 characters from the last digit: only phone numbers and IBANs hold spaces; the one knows no
+# words but an "ext" before digits, the other has a digit in third place and 43 places at most.
+_SAFE_CUT = re.compile(r"\n|(?<=[^0-9]{40}[a-z]{4}) (?=[a-z]{4})")
 
 # Presidio's e-mail pattern is quadratic in the length of a run without spaces, and would time out
 # by the wall clock. spaCy refuses a million characters, and its memory grows with the length.

@@ -10,10 +10,21 @@ from llm.config import Config
 from tasks.crawling.urls import canonical_url
 
 # How the pages are fetched, which decides nothing about what they are.
-_OPERATIONAL = frozenset(
-    "mirror delay_s max_crawl_delay_s per_host concurrency timeout_s retries backoff_s max_wait_s "
-    "give_up_after batch_size allow_private max_age_s".split()
-)
+_OPERATIONAL = {
+    "mirror",
+    "allow_private",
+    "delay_s",
+    "max_crawl_delay_s",
+    "per_host",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "backoff_s",
+    "max_wait_s",
+    "give_up_after",
+    "batch_size",
+    "max_age_s",
+}
 
 
 class CrawlConfig(Config):
@@ -22,7 +33,7 @@ class CrawlConfig(Config):
     seeds: tuple[str, ...] = Field(min_length=1)
     """Where to start: http or https URLs."""
 
-    mirror: dict[str, str] = {}
+    mirror: dict[str, str] = Field(default_factory=dict)
     """URL prefix as recorded -> prefix really fetched, for mirrors and loopback servers. Both end
     in `/`. Pages keep the recorded address everywhere, so that no port enters a locator."""
 
@@ -163,7 +174,7 @@ class CrawlConfig(Config):
 
     def semantic(self) -> dict[str, object]:
         """The settings that decide which pages a crawl holds; the rest is how they are fetched."""
-        return self.model_dump(mode="json", exclude=set(_OPERATIONAL))
+        return self.model_dump(mode="json", exclude=_OPERATIONAL)
 
 
 def _url(text: str) -> str:

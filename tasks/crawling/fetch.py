@@ -97,7 +97,7 @@ class _Host:
 class Fetcher:
     """Fetches URLs for one crawl; use as an async context manager.
 
-    No proxy, credentials or certificates are taken from the environment, and no cookies are kept.
+    No proxy and no credentials are taken from the environment, and no cookies are kept.
     """
 
     def __init__(self, config: CrawlConfig, resolver: Resolver = resolve) -> None:

@@ -43,6 +43,8 @@ def read_page(
     from resiliparse.parse.html import HTMLTree
 
     document = HTMLTree.parse(_decoded(payload, content_type)).document
+    if document is None:
+        return PageNotes((), _says(directives, "noindex"))
     base, found = url, []
     for meta in document.query_selector_all("meta[content]"):
         content = meta.getattr("content") or ""

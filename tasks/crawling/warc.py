@@ -98,16 +98,16 @@ def read_payload(source: BinaryIO | bytes | Path, offset: int) -> tuple[int, Hea
         record = next(iter(ArchiveIterator(stream)), None)
         if record is None or record.record_type != WarcRecordType.response:
             raise DataError("it is not the start of a response record")
-        status = record.http_headers.status_code
-        headers = tuple(record.http_headers.items())
+        head = record.http_headers
         raw = record.reader.read()
-        if status is None or len(raw) < _declared_length(record.content_length, raw):
+        if head is None or head.status_code is None or len(raw) < record.content_length:
             raise DataError("the record is cut short")
+        headers = head.to_tuples()
         encoding = next((v for k, v in headers if k.lower() == "content-encoding"), None)
         body, _ = decode_body(raw, encoding, MAX_WARC_BYTES)
     except (OSError, ValueError, DataError) as error:
         raise DataError(f"no payload at offset {offset} of the WARC file: {error}") from None
-    return status, headers, body
+    return head.status_code, headers, body
 
 
 def _record_id(kind: str, url: str, date: str) -> str:

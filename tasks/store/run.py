@@ -20,7 +20,7 @@ from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
 from tasks.store.rows import digest_hex
 from tasks.store.schema import DROPS, Schema
 from tasks.store.stage import Stage
-from tasks.store.store import Store
+from tasks.store.store import Ref, Store
 
 
 class BooksDoNotBalance(LoamError):
@@ -94,7 +94,8 @@ class Run:
     """What a run hands to every stage: the store, who asks, and where the actions run.
 
     `name` is the pipeline's, which its refs and pins carry. `previous` are the manifests of the
-    last finished run by stage. A run that is `planning` does nothing: the first stage with work to
+    last finished run by stage, and `seen_refs` the pipeline's refs as they were when this one
+    started. A run that is `planning` does nothing: the first stage with work to
     do raises WouldRun. `sample` bounds the documents taken of each source.
     """
 
@@ -104,7 +105,9 @@ class Run:
     executor: Executor = field(default_factory=InlineExecutor)
     shard_rows: int = 65536
     shard_bytes: int = 128 << 20
+    cache_dir: str = ".loam/cache"
     previous: Mapping[str, Manifest] = field(default_factory=dict)
+    seen_refs: Mapping[str, Ref] = field(default_factory=dict)
     planning: bool = False
     refresh: bool = False
     accept_losses: bool = False

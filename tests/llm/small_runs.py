@@ -22,16 +22,14 @@ from llm.tokenizer import Tokenizer, train_tokenizer
 
 MODEL = ModelConfig(context_length=16, n_layers=2, d_model=32, n_heads=2, qk_norm=True)
 
-WORDS = (
-    "the rain falls on dark loam and seeds wake under it while worms turn leaves to soil".split()
-)
+SENTENCE = "the rain falls on dark loam and seeds wake under it while worms turn leaves to soil"
 
 
 def small_texts(count: int = 60) -> list[str]:
     """Sentences that go round the same words from different places."""
-    return [
-        " ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(12)) + "." for i in range(count)
-    ]
+    words = SENTENCE.split()
+    turns = [[words[(7 * i + j) % len(words)] for j in range(12)] for i in range(count)]
+    return [" ".join(turn) + "." for turn in turns]
 
 
 def small_spec(folder: Path, texts: list[str] | None = None, **train: Any) -> TrainSpec:

@@ -93,6 +93,12 @@ def test_a_row_ends_before_its_stop_token_while_others_go_on() -> None:
     assert len(stopped[0]) < 12
 
 
+def test_generation_works_under_bf16_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        made = generate(small_model(qk_norm=True), PROMPTS, max_new_tokens=3, temperature=0)
+    assert [len(row) for row in made] == [3] * len(PROMPTS)
+
+
 def test_no_tokens_are_made_where_none_are_asked_for() -> None:
     assert generate(small_model(), [[1], [2, 3]], max_new_tokens=0) == [[], []]
     assert generate(small_model(), [], max_new_tokens=5) == []

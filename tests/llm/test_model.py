@@ -203,6 +203,7 @@ def test_gradients_reach_every_parameter() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+@torch.no_grad()
 def test_bf16_autocast_stays_close_to_fp32() -> None:
     model = small_model(qk_norm=True)
     tokens, targets = random_tokens(4, 16), random_tokens(4, 16, seed=1)

@@ -124,7 +124,7 @@ def train(optimizer: Any, tied: bool = False, steps: int = 80) -> tuple[list[flo
         for built in optimizers:
             built.step()
             built.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses, model
 
 

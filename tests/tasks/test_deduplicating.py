@@ -112,7 +112,7 @@ def test_words_are_equal_whatever_their_case_width_punctuation_and_composition()
 def test_scripts_without_spaces_give_a_word_for_each_letter_and_marks_stay_with_theirs():
     assert words("你好，世界") == ["你", "好", "世", "界"]
     assert words("हिन्दी में") == ["हिन्दी", "में"]
-    assert words("กำ ki") == ["ก", "า", "ki"] or words("กา ki") == ["ก", "า", "ki"]
+    assert words("กิน ok") == ["กิ", "น", "ok"]
 
 
 def test_ngram_hashes_equal_the_polynomial_in_whole_numbers():
@@ -128,6 +128,7 @@ def test_ngram_hashes_equal_the_polynomial_in_whole_numbers():
     assert ngram_hashes(values, 5).tolist() == []
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.sampled_from(["word", "character"]))
 def test_every_text_has_a_shingle_and_a_signature(text, shingle):
     config = DedupConfig(shingle=shingle)
@@ -156,7 +157,7 @@ def test_a_signature_is_the_same_whatever_the_length_of_the_text_before_it():
     together = signature_shard(documents({"a": long, "b": long[:500]}), CONFIG)
     alone = signature_shard(documents({"b": long[:500]}), CONFIG)
     assert together["signature"][1] == alone["signature"][0]
-    grams = {hash for hash in shingles(long, CONFIG).tolist()}
+    grams = shingles(long, CONFIG).tolist()
     whole = MinHash(112, seed=1, hashfunc=int, scheme="affine32")
     for gram in grams:
         whole.update(gram >> 32)
@@ -238,9 +239,7 @@ def test_the_fourteen_documents_of_data_juicer_lose_their_copies():
     texts = {f"{n:02}": json.loads(line)["text"] for n, line in enumerate(lines)}
     drops, clusters = deduplicate(texts)
     values = list(texts.values())
-    exact = {
-        f"{n:02}" for n, text in enumerate(values) if text in values[:n]
-    }
+    exact = {f"{n:02}" for n, text in enumerate(values) if text in values[:n]}
     assert exact
     by_reason = {row["id"]: row["reason"] for row in drops.to_pylist()}
     assert exact <= set(by_reason)
@@ -251,8 +250,9 @@ def test_the_fourteen_documents_of_data_juicer_lose_their_copies():
         and len(words(texts[b])) >= 5
         and jaccard(texts[a], texts[b]) >= 0.8
     ]
-    expected = components(list(texts), near + [(a, b) for a, b in combinations(texts, 2)
-                                               if texts[a] == texts[b]])
+    expected = components(
+        list(texts), near + [(a, b) for a, b in combinations(texts, 2) if texts[a] == texts[b]]
+    )
     assert roots(clusters) == expected
     assert set(by_reason) == set(texts) - survivors(drops, clusters)
 
@@ -290,7 +290,7 @@ def corpus(rows: dict[str, tuple[int, str, int]], order: list[str]) -> pa.Table:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(small_corpora, links, st.randoms(use_true_random=False))
 def test_decisions_depend_on_the_set_of_documents_alone_and_equal_a_brute_force(
     rows, similarity, random
@@ -333,17 +333,22 @@ def test_decisions_depend_on_the_set_of_documents_alone_and_equal_a_brute_force(
             assert row["value"] == (1.0 if a == b else similarity.get((a, b), 0.0))
 
 
-def test_a_chain_of_edges_is_one_cluster_and_its_far_end_says_estimated():
-    texts = {"a": speeches()[0]}
-    for before, id in ["ab", "bc"]:
+def test_a_chain_of_edges_is_one_cluster_whose_drops_tell_true_similarities_from_estimates():
+    edits = {"b": (20, 60), "c": (100, 140), "d": (40, 80)}
+    texts = {"a": speeches()[0] + " " + "x" * 100}  # the longest survives, at one end
+    for before, id in ["ab", "bc", "cd"]:
         edited = texts[before].split()
-        edited[20 if id == "b" else 100] = "unheardof"
-        edited[60 if id == "b" else 140] = "unthought"
-        texts[id] = " ".join(edited) + " and more" * (id == "b")
-    config = DedupConfig(threshold=0.85)
-    drops, clusters = deduplicate(texts, config)
+        for place in edits[id]:
+            edited[place] = "new"
+        texts[id] = " ".join(edited)
+    drops, clusters = deduplicate(texts, DedupConfig(threshold=0.85))
     assert set(roots(clusters).values()) == {"a"}
-    assert len(drops) == 2
+    assert drops["id"].to_pylist() == ["b", "c", "d"]
+    for row in drops.to_pylist():
+        assert row["detail"].split()[0] == "a"
+        # Five standard deviations of an estimate from 112 values at similarity 0.7: 0.22.
+        tolerance = 0.22 if row["detail"].endswith("(estimated)") else 1e-6
+        assert row["value"] == pytest.approx(jaccard(texts[row["id"]], texts["a"]), abs=tolerance)
 
 
 def test_an_edge_to_a_document_that_is_gone_is_an_error():

@@ -42,6 +42,7 @@ def test_another_seed_draws_another_split():
     assert split_of(roots, SplitConfig(seed=0)) != split_of(roots, SplitConfig(seed=1))
 
 
+@settings(deadline=None)
 @given(st.lists(ids, min_size=1, max_size=30), configs, st.randoms(use_true_random=False))
 def test_the_split_does_not_depend_on_order(roots, config, random):
     shuffled = random.sample(roots, len(roots))
@@ -49,6 +50,7 @@ def test_the_split_does_not_depend_on_order(roots, config, random):
     assert dict(zip(shuffled, split_of(shuffled, config), strict=True)) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(ids, min_size=2, max_size=30, unique=True), configs)
 def test_two_clusters_or_more_give_something_to_train_and_to_validate_on(roots, config):
     splits = split_of(roots, config)
@@ -61,6 +63,7 @@ def test_a_corpus_of_one_cluster_is_not_refused():
     assert split_of([], SplitConfig()) == []
 
 
+@settings(deadline=None)
 @given(st.dictionaries(ids, st.integers(0, 5), min_size=1, max_size=40), configs)
 def test_near_duplicates_never_straddle_the_split(cluster_of, config):
     smallest: dict[int, str] = {}
@@ -76,7 +79,7 @@ def test_near_duplicates_never_straddle_the_split(cluster_of, config):
     assert all(len(found) == 1 for found in splits.values())
 
 
-@settings(max_examples=50)
+@settings(deadline=None)
 @given(st.sets(ids, min_size=3, max_size=30), st.sets(ids, max_size=30), configs)
 def test_documents_added_later_move_nobody_and_train(first, later, config):
     live = documents(dict.fromkeys(first, "web"))

@@ -1,0 +1,25 @@
+"""The model recipe: a corpus to a trained, evaluated and registered model."""
+
+from __future__ import annotations
+
+from flows.config import PipelineConfig
+from llm.errors import ConfigError
+from tasks.evaluate import evaluate, export
+from tasks.publish import publish
+from tasks.register import Registered, register
+from tasks.store.records import Manifest
+from tasks.store.run import Run
+from tasks.tokenise import dataset, tokenise
+from tasks.train import train
+
+
+def grow_model(run: Run, config: PipelineConfig, corpus: Manifest) -> Registered:
+    """Tokens, a dataset, weights, their figures, and a version in the registry."""
+    if config.model is None:
+        raise ConfigError("the config has no [model]: add its shape to train one")
+    tokens = tokenise(run, corpus, config.tokenizer)
+    data = publish(run, dataset(run, tokens), "dataset")
+    trained = train(run, data, config.model, config.train)
+    evaluated = evaluate(run, trained, data, config.evaluate)
+    exported = export(run, trained)
+    return register(run, data, trained, evaluated, exported, config.register)

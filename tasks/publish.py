@@ -1,0 +1,33 @@
+"""Publish: point a ref at what a run made, if nobody else has moved it since the run started."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from tasks.as_task import as_task
+from tasks.store.records import Manifest
+from tasks.store.run import Run, WouldRun
+from tasks.store.store import RefMoved
+
+
+@as_task("publish")
+def publish(run: Run, manifest: Manifest, kind: str) -> Manifest:
+    """Points `refs/<kind>/<pipeline>` at the manifest.
+
+    Raises RefMoved when another run has pointed it elsewhere since this one started: an older
+    snapshot that finishes last must not win.
+    """
+    value = asdict(manifest.ref)
+    seen = run.seen_refs.get(kind)
+    if seen is not None and seen.value == value:
+        return manifest
+    if run.planning:
+        raise WouldRun("publish", [f"{kind}/{run.name} does not name it yet"])
+    try:
+        run.store.move_ref(kind, run.name, value, seen)
+    except RefMoved:
+        # Another run that came to the same result moved it for us.
+        current = run.store.find_ref(kind, run.name)
+        if current is None or current.value != value:
+            raise
+    return manifest

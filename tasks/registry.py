@@ -1,0 +1,188 @@
+"""The model registry: immutable versions, movable aliases, and a log of what was done to them.
+
+models/<name>/versions/<n>.json    created if absent; says which files, data and run it is
+models/<name>/aliases.json         candidate, champion, previous -> n; moves by compare-and-swap
+models/<name>/events/<n>.json      registered, promoted, held back: who, when and why
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from llm import files
+from llm.errors import DataError
+from tasks.store.records import FORMAT, ManifestRef, ObjectRef
+from tasks.store.store import Store, now
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model: its files by name, where it came from, and how good it is."""
+
+    name: str
+    version: int
+    model_sha256: str
+    files: dict[str, ObjectRef]
+    manifests: dict[str, ManifestRef]
+    heldout_sha256: str
+    metrics: dict[str, Any]
+    created_at: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def _folder(store: Store, name: str) -> str:
+    return f"{store.root}/models/{name}"
+
+
+def names(store: Store) -> list[str]:
+    """Every model that has a version, sorted."""
+    base = f"{store.root}/models/"
+    return sorted({url.removeprefix(base).split("/")[0] for url in files.list_urls(base)})
+
+
+def versions(store: Store, name: str) -> list[ModelVersion]:
+    """Every version of a model, oldest first."""
+    urls = files.list_urls(f"{_folder(store, name)}/versions")
+    found = [_version_from(json.loads(body)) for body in files.read_many(urls) if body]
+    return sorted(found, key=lambda version: version.version)
+
+
+def _version_from(data: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        **{
+            **data,
+            "files": {name: ObjectRef(**ref) for name, ref in data["files"].items()},
+            "manifests": {name: ManifestRef(**ref) for name, ref in data["manifests"].items()},
+        }
+    )
+
+
+def find_version(store: Store, name: str, which: str) -> ModelVersion:
+    """A version by number or alias. Raises DataError naming what there is."""
+    known = versions(store, name)
+    number = aliases(store, name).get(which) or (int(which) if which.isdigit() else None)
+    for version in known:
+        if version.version == number:
+            return version
+    there = ", ".join([*aliases(store, name), *(str(v.version) for v in known)]) or "nothing"
+    raise DataError(f"model {name} has no version '{which}'; there is {there}")
+
+
+def find_same(store: Store, described: ModelVersion) -> ModelVersion | None:
+    """The version that has the same files and manifests, if it is registered already."""
+    for version in versions(store, described.name):
+        if version.manifests == described.manifests and version.files == described.files:
+            return version
+    return None
+
+
+def register(store: Store, described: ModelVersion) -> ModelVersion:
+    """Gives a model the next number; one that another run registered meanwhile keeps its own."""
+    while (known := find_same(store, described)) is None:
+        number = max((v.version for v in versions(store, described.name)), default=0) + 1
+        numbered = replace(described, version=number)
+        body = json.dumps(asdict(numbered), sort_keys=True, indent=2, ensure_ascii=False).encode()
+        if files.create(f"{_folder(store, described.name)}/versions/{number}.json", body):
+            log_event(store, described.name, "registered", {"version": number})
+    return known
+
+
+def aliases(store: Store, name: str) -> dict[str, int]:
+    seen = files.read_versioned(f"{_folder(store, name)}/aliases.json")
+    return json.loads(seen.body) if seen else {}
+
+
+def move_aliases(store: Store, name: str, moves: dict[str, int], why: str) -> dict[str, int]:
+    """Points aliases at versions, whatever else moves them meanwhile, and logs it."""
+    url = f"{_folder(store, name)}/aliases.json"
+    while True:
+        seen = files.read_versioned(url)
+        before = json.loads(seen.body) if seen else {}
+        after = {**before, **moves}
+        if after == before:
+            return before
+        if files.swap(url, seen, _alias_body(after)):
+            log_event(store, name, "aliases", {"before": before, "after": after, "why": why})
+            return after
+
+
+def promote_if(store: Store, version: ModelVersion, tolerance: float) -> str:
+    """The gate: makes a version the champion unless it does worse. Returns the verdict, a sentence.
+
+    Both are measured in bits per byte on the pinned validation split. Where the champion was
+    measured on another held-out set the two do not compare, and the champion stays. Decided anew
+    should somebody else move the champion meanwhile.
+    """
+    url = f"{_folder(store, version.name)}/aliases.json"
+    while True:
+        seen = files.read_versioned(url)
+        before = json.loads(seen.body) if seen else {}
+        promoted, why = _judge(store, version, before.get("champion"), tolerance)
+        after = dict(before)
+        if promoted:
+            after["champion"] = version.version
+            if "champion" in before:
+                after["previous"] = before["champion"]
+        if after == before or files.swap(url, seen, _alias_body(after)):
+            detail = {"version": version.version, "promoted": promoted, "why": why}
+            log_event(store, version.name, "gate", detail)
+            return why
+
+
+def _judge(
+    store: Store, version: ModelVersion, champion: int | None, tolerance: float
+) -> tuple[bool, str]:
+    if champion is None:
+        return True, "promoted: there was no champion"
+    rival = find_version(store, version.name, str(champion))
+    if rival.heldout_sha256 != version.heldout_sha256:
+        return False, (
+            f"held back: champion {champion} was measured on another held-out set; compare them "
+            f"and promote by hand with `loam models --promote {version.version}`"
+        )
+    split = "validation" if "validation" in version.metrics else next(iter(version.metrics), "")
+    if not split:
+        return False, "held back: there is no held-out split to measure it on"
+    ours, theirs = (v.metrics[split]["model"]["bits_per_byte"] for v in (version, rival))
+    figures = f"{ours:.4f} bits per byte, champion {champion} has {theirs:.4f}"
+    better = ours <= theirs + tolerance
+    return better, f"promoted: {figures}" if better else f"held back: {figures}"
+
+
+def last_verdict(store: Store, version: ModelVersion) -> str | None:
+    """What the gate said of a version; None when it has not judged it."""
+    for event in reversed(events(store, version.name)):
+        if event["event"] == "gate" and event["version"] == version.version:
+            return str(event["why"])
+    return None
+
+
+def promote(store: Store, version: ModelVersion, why: str) -> dict[str, int]:
+    """Makes a version the champion by hand; the champion so far becomes `previous`."""
+    champion = aliases(store, version.name).get("champion")
+    moves = {"champion": version.version}
+    if champion is not None and champion != version.version:
+        moves["previous"] = champion
+    return move_aliases(store, version.name, moves, why)
+
+
+def _alias_body(aliases: dict[str, int]) -> bytes:
+    return json.dumps(aliases, sort_keys=True, indent=2).encode()
+
+
+def log_event(store: Store, name: str, event: str, detail: dict[str, Any]) -> None:
+    """Appends to the model's log."""
+    folder = f"{_folder(store, name)}/events"
+    number = len(files.list_urls(folder)) + 1
+    body = json.dumps({"event": event, "at": now(), **detail}, sort_keys=True, indent=2).encode()
+    while not files.create(f"{folder}/{number:06d}.json", body):
+        number += 1
+
+
+def events(store: Store, name: str) -> list[dict[str, Any]]:
+    """The model's log, oldest first."""
+    urls = files.list_urls(f"{_folder(store, name)}/events")
+    return [json.loads(body) for body in files.read_many(urls) if body]

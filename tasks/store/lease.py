@@ -1,0 +1,106 @@
+"""A lease: one holder at a time, taken over when its holder is gone.
+
+Time is judged by the one who waits: a lease whose file has not changed for `EXPIRY_S` of the
+waiter's own clock is free, so that no two machines need agree on the hour.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from llm import files
+
+BEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
+
+
+@dataclass
+class Lease:
+    """A lease that is held; `lost` is set when somebody else has taken it."""
+
+    url: str
+    seen: files.Versioned
+    lost: threading.Event
+
+
+def _body(holder: dict[str, object] | None, beat: int) -> bytes:
+    return json.dumps({"holder": holder, "beat": beat}, sort_keys=True).encode()
+
+
+def _holder() -> dict[str, object]:
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "started": process.create_time(),
+        "token": secrets.token_hex(8),
+    }
+
+
+def _gone(holder: dict[str, object] | None) -> bool:
+    """Whether the holder is known to be gone: it let go, or its process on this host ended."""
+    if holder is None:
+        return True
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(int(str(holder["pid"]))).create_time() != holder["started"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextmanager
+def held(url: str, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Waits for the lease at `url`, holds it and lets it go."""
+    lease = _take(url, say)
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(lease, done), daemon=True, name="lease")
+    keeper.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        keeper.join()
+        if not lease.lost.is_set():
+            files.swap(url, lease.seen, _body(None, 0))
+
+
+def _take(url: str, say: Callable[[str], None]) -> Lease:
+    version, since, told = None, time.monotonic(), False
+    beat = _body(_holder(), 0)
+    while True:
+        seen = files.read_versioned(url)
+        if seen is None or seen.version != version:
+            version, since = (seen.version if seen else None), time.monotonic()
+        expired = time.monotonic() - since > EXPIRY_S
+        if seen is None or expired or _gone(json.loads(seen.body)["holder"]):
+            if files.swap(url, seen, beat):
+                mine = files.read_versioned(url)
+                if mine is not None and mine.body == beat:
+                    return Lease(url, mine, threading.Event())
+            continue
+        if not told:
+            told = True
+            say("another run is at it; waiting for it to finish or to let go")
+        time.sleep(POLL_S)
+
+
+def _keep(lease: Lease, done: threading.Event) -> None:
+    beat = 0
+    while not done.wait(BEAT_S):
+        beat += 1
+        body = _body(json.loads(lease.seen.body)["holder"], beat)
+        if not files.swap(lease.url, lease.seen, body):
+            lease.lost.set()
+            return
+        seen = files.read_versioned(lease.url)
+        if seen is not None:
+            lease.seen = seen
