@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.config import PipelineConfig
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DataError
 from tasks.evaluate import evaluate, export
 from tasks.publish import publish
 from tasks.register import Registered, register
@@ -23,3 +23,11 @@ def grow_model(run: Run, config: PipelineConfig, corpus: Manifest) -> Registered
     evaluated = evaluate(run, trained, data, config.evaluate)
     exported = export(run, trained)
     return register(run, data, trained, evaluated, exported, config.register)
+
+
+def current_corpus(run: Run) -> Manifest:
+    """The corpus that the pipeline's ref names. Raises DataError when there is none yet."""
+    ref = run.store.find_ref("corpus", run.name)
+    if ref is None:
+        raise DataError(f"there is no corpus/{run.name} yet; run the corpus flow first")
+    return run.store.manifest(ref.manifest)

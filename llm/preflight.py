@@ -102,12 +102,12 @@ def preflight(spec: TrainSpec) -> Preflight:
 def activation_bytes(
     config: ModelConfig, batch_size: int, dtype: Literal["float32", "bfloat16"]
 ) -> int:
-    """Bytes kept from the forward to the backward pass of one micro-batch, and for the loss.
+    """Bytes that one micro-batch takes at its peak, which is in the loss.
 
     Counted per token as in Korthikanti et al. 2022 (section 4.1), for this block instead of
-    theirs: the inputs of every product, norm and activation; the scores of attention are not
-    kept. Norms work in float32 whatever the dtype of the products. It is an estimate, good to
-    half or double.
+    theirs: the inputs of every product, norm and activation are kept for the backward pass, the
+    scores of attention are not. Norms and the loss work in float32 whatever the dtype of the
+    products. Meant to be a little too much rather than too little.
     """
     product = FLOAT32 if dtype == "float32" else BFLOAT16
     heads = config.n_heads + config.n_kv_heads
@@ -118,8 +118,12 @@ def activation_bytes(
     )
     in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
     per_layer = in_products * product + in_norms * FLOAT32
-    logits = config.vocab_size * (product + 3 * FLOAT32)  # In fp32, softmax, and its gradient.
-    return batch_size * config.context_length * (config.n_layers * per_layer + logits)
+    logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
+    return (
+        batch_size
+        * config.context_length
+        * (config.n_layers * per_layer + config.vocab_size * logits)
+    )
 
 
 def rehearse(
@@ -201,7 +205,9 @@ def _disk(spec: TrainSpec, checkpoint_bytes: int) -> Finding:
     folder = files.local_path(spec.run_url).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    facts = f"checkpoints take {needed / MIB:,.0f} MiB, {free / MIB:,.0f} MiB are free at {existing}"
+    facts = (
+        f"checkpoints take {needed / MIB:,.0f} MiB, {free / MIB:,.0f} MiB are free at {existing}"
+    )
     if needed > free:
         return Finding("disk", "error", f"{facts}: free some, or lower train.keep_checkpoints")
     return Finding("disk", "ok" if needed < 0.8 * free else "warn", facts)

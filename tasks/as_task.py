@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tasks.store.run import Run
+from tasks.store.run import Run, Visit
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def as_task(name: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Makes a function a Prefect task of that name.
+def as_task(
+    name: str,
+) -> Callable[
+    [Callable[Concatenate[Run, Arguments], Result]], Callable[Concatenate[Run, Arguments], Result]
+]:
+    """Makes a function, whose first argument is the Run, a Prefect task of that name.
 
     Prefect is imported when the task is called, not when its module is: planning goes through
-    every stage and must not wait for it. The store decides what is done, so nothing is cached.
-    The function's first argument is the Run; one that is only planning calls it plainly.
+    every stage and must not wait for it, so a run that is only planning calls the function
+    plainly. The store decides what is done, so Prefect caches nothing. What the stage returned
+    joins the run's visits.
     """
 
-    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    def decorate(
+        function: Callable[Concatenate[Run, Arguments], Result],
+    ) -> Callable[Concatenate[Run, Arguments], Result]:
         @functools.cache
         def prefect_task() -> Any:
             from prefect import task
@@ -29,11 +37,14 @@ def as_task(name: str) -> Callable[[Callable[Arguments, Result]], Callable[Argum
             return task(function, name=name, cache_policy=NO_CACHE, persist_result=False)
 
         @functools.wraps(function)
-        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            run = args[0]
-            if isinstance(run, Run) and run.planning:
-                return function(*args, **kwargs)
-            return prefect_task()(*args, **kwargs)
+        def call(run: Run, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            began = time.monotonic()
+            act = function if run.planning else prefect_task()
+            result = act(run, *args, **kwargs)
+            made_by = getattr(result, "provenance", {}).get("run_id")
+            seconds = round(time.monotonic() - began, 3)
+            run.visits.append(Visit(name, result, seconds, made_by != run.run_id))
+            return result
 
         return call
 

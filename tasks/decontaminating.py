@@ -364,6 +364,7 @@ class _Passages:
 
 
 def _by_passage(hits: _Hits, index: NgramIndex) -> _Passages:
+    """One row per hit and owner of its key, gathered by (document, owner)."""
     counts = np.diff(index.offsets)[hits.key]
     row = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -19,6 +19,9 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 
+from llm.errors import DataError
+from tasks.crawling.content import decode_body
+
 BLOCK = 1 << 20
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 # One compressed block of zstd becomes 128 KiB at most (RFC 8878, 3.1.1.2) and takes 4 bytes at
@@ -305,7 +308,7 @@ def warc_records(file: IO[bytes], limit: int) -> Iterator[Record | Page | Reject
         for record in ArchiveIterator(file, parse_http=False):
             last = record.stream_pos
             if record.record_type == WarcRecordType.response:
-                yield _whole(record, limit) or _page(record)
+                yield _whole(record, limit) or _page(record, limit)
             elif record.record_type == WarcRecordType.conversion:
                 yield _whole(record, limit) or _conversion(record)
     except OSError as error:
@@ -333,14 +336,19 @@ def _whole(record: Any, limit: int) -> Reject | None:
     return None
 
 
-def _page(record: Any) -> Page | Reject:
+def _page(record: Any, limit: int) -> Page | Reject:
+    """The page of a response, with its body decoded as `read_payload` of the crawler does it."""
     offset = record.stream_pos
     try:
-        record.parse_http(auto_decode="all")
+        record.parse_http(auto_decode="transfer")
+        if record.http_headers is None or record.http_headers.status_code is None:
+            raise DataError("it has no status line")
         status, headers = record.http_headers.status_code, record.http_headers
-        payload = record.reader.read()
-    except (OSError, AttributeError) as error:
+        payload, more = decode_body(record.reader.read(), headers.get("Content-Encoding"), limit)
+    except (OSError, DataError) as error:
         return Reject(offset, "unreadable", f"no HTTP response: {error}")
+    if more:
+        return _too_large(offset, limit)
     if status != 200:
         return Reject(offset, "http_status", f"status {status}")
     if (record.http_content_type or "").lower() not in PAGE_TYPES:
@@ -349,6 +357,7 @@ def _page(record: Any) -> Page | Reject:
         "status": status,
         "content_type": headers.get("Content-Type"),
         "payload_sha256": hashlib.sha256(payload).hexdigest(),
+        "payload_bytes": len(payload),
         "fetched_at": _date(record),
         "etag": headers.get("ETag"),
         "last_modified": headers.get("Last-Modified"),

@@ -301,11 +301,6 @@ def _top_chars(grams: list[int], words: Words, n: int) -> int:
 
 
 def _duplicate_chars(grams: list[int], words: Words, n: int) -> int:
-    """Numbers rise with first appearance, so one not above the highest read before repeats.
-
-    An n-gram counts as seen only where reading stopped at it; a set would be needed for that if
-    places were passed over, which happens behind each duplicate.
-    """
     seen: set[int] = set()
     chars = place = 0
     while place < len(grams):
@@ -368,8 +363,8 @@ SPACED_MARKS = (
     ".!?\u037e\u0589\u061d\u061e\u061f\u06d4\u0964\u0965\u1362\u1367\u203c\u203d\u2047-\u2049"
 )
 UNSPACED_MARKS = "\u0f0d\u0f0e\u104a\u104b\u17d4\u17d5\u3002\uff01\uff0e\uff1f\uff61"
-"""Terminal marks: Unicode's Sentence_Terminal (PropList.txt) for the living scripts written by many,
-with the Greek question mark and the Tibetan shad; those of `UNSPACED` scripts apart."""
+"""Terminal marks: Unicode's Sentence_Terminal (PropList.txt) for living scripts, with the Greek
+question mark and the Tibetan shad; those of `UNSPACED` scripts apart."""
 
 _CLOSING = "\"'”’»›」』）)\\]"
 _TERMINAL_LINE = re.compile(

@@ -149,6 +149,11 @@ def append(
     return _publish(run, source, manifest.ref, seen)
 
 
+def touch(run: Run, source: str, snapshot: Manifest, seen: Ref) -> Manifest:
+    """Notes that the source was looked at and had not changed."""
+    return _publish(run, source, snapshot.ref, seen)
+
+
 def _publish(run: Run, source: str, ref: ManifestRef, seen: Ref | None) -> Manifest:
     value = {"stage": ref.stage, "fingerprint": ref.fingerprint}
     try:

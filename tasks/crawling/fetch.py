@@ -159,18 +159,24 @@ class Fetcher:
         it is not kept at all. Raises FetchError where there is no response.
         """
         host = self._host(netloc_of(url))
-        for attempt in range(self._config.retries + 1):
-            if host.given_up:
-                raise FetchError("host_given_up", host.given_up)
-            result = await self._attempt(host, url, limit, prefix, conditional, media_types)
-            if isinstance(result, FetchError):
-                if not result.transient:
-                    raise result
-            elif result.status not in _RETRIED:
-                host.failures = 0
-                return result
-            await self._back_off(host, result, attempt)
-        self._count_failure(host, result)
+        async with (
+            host.slots
+        ):  # through all attempts, so that few URLs find out that a host is down
+            for attempt in range(self._config.retries + 1):
+                await host.turn()
+                if host.given_up:
+                    raise FetchError("host_given_up", host.given_up)
+                result = await self._attempt(url, limit, prefix, conditional, media_types)
+                if isinstance(result, FetchError):
+                    if not result.transient:
+                        raise result
+                elif result.status not in _RETRIED:
+                    host.failures = 0
+                    return result
+                await self._back_off(host, result, attempt)
+                if host.given_up:
+                    break
+            self._count_failure(host, result)
         if isinstance(result, FetchError):
             raise result
         return result
@@ -204,31 +210,26 @@ class Fetcher:
 
     async def _attempt(
         self,
-        host: _Host,
         url: str,
         limit: int,
         prefix: bool,
         conditional: Headers,
         media_types: Collection[str] | None,
     ) -> Response | FetchError:
-        async with host.slots:
-            await host.turn()
-            if host.given_up:  # while this one waited
-                return FetchError("host_given_up", host.given_up)
-            async with self._slots:
-                try:
-                    async with asyncio.timeout(self._config.timeout_s):
-                        return await self._get(url, limit, prefix, conditional, media_types)
-                except PrivateAddressError as error:
-                    return FetchError("private_address", str(error))
-                except DataError as error:
-                    return FetchError("content_encoding", str(error))
-                except (TimeoutError, httpcore.TimeoutException):
-                    detail = f"no whole response within {self._config.timeout_s:g} s"
-                    return FetchError("timeout", detail, transient=True)
-                except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-                    detail = str(error) or type(error).__name__
-                    return FetchError("network", detail, transient=True)
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._config.timeout_s):
+                    return await self._get(url, limit, prefix, conditional, media_types)
+            except PrivateAddressError as error:
+                return FetchError("private_address", str(error))
+            except DataError as error:
+                return FetchError("content_encoding", str(error))
+            except (TimeoutError, httpcore.TimeoutException):
+                detail = f"no whole response within {self._config.timeout_s:g} s"
+                return FetchError("timeout", detail, transient=True)
+            except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+                detail = str(error) or type(error).__name__
+                return FetchError("network", detail, transient=True)
 
     async def _get(
         self,

@@ -90,13 +90,24 @@ class Action:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """A stage a run came through: what it returned, how long it took, whether it was reused."""
+
+    name: str
+    result: Any
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run hands to every stage: the store, who asks, and where the actions run.
 
     `name` is the pipeline's, which its refs and pins carry. `previous` are the manifests of the
     last finished run by stage, and `seen_refs` the pipeline's refs as they were when this one
     started. A run that is `planning` does nothing: the first stage with work to
-    do raises WouldRun. `sample` bounds the documents taken of each source.
+    do raises WouldRun. `sample` bounds the documents taken of each source. `visits` fills up with
+    the stages that the run has come through.
     """
 
     store: Store
@@ -114,6 +125,7 @@ class Run:
     sample: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    visits: list[Visit] = field(default_factory=list)
 
 
 def reuse(run: Run, request: Request) -> Manifest | None:

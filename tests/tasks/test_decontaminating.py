@@ -262,6 +262,26 @@ def test_matches_of_a_document_that_contains_a_whole_benchmark_stay_bounded():
     assert len(decide([matches], CONFIG)[0]) == 1
 
 
+def test_the_passages_kept_of_a_document_are_those_it_holds_most_of():
+    exam = benchmark(*(numbered(100 * n, 90) for n in range(100)))
+    parts = [numbered(100 * n, 13 + n // 2) for n in range(100)]
+    table = build_table([exam], documents({"h": parts[5], "i": parts[99], "j": parts[7]}), CONFIG)
+    matches = match_shard(documents({"a": " ".join(parts)}), table, CONFIG).to_pylist()
+    assert [row["item"] for row in matches[:-1]] == [f"{n}.text" for n in range(36, 100)]
+    assert (matches[-1]["kind"], matches[-1]["item"]) == ("heldout", "i")
+
+
+def test_matches_do_not_depend_on_how_many_documents_are_looked_up_together(monkeypatch):
+    rng = random.Random(5)
+    texts = {f"{n}": numbered(rng.randrange(500), rng.randrange(60)) for n in range(50)}
+    heldout = documents({f"h{n}": numbered(90 * n, 80) for n in range(5)})
+    table = build_table([benchmark(numbered(0, 300), numbered(100, 9))], heldout, CONFIG)
+    matches = match_shard(documents(texts), table, CONFIG)
+    assert len(matches) > 20
+    monkeypatch.setattr("tasks.decontaminating._BATCH_CHARACTERS", 700)
+    assert match_shard(documents(texts), table, CONFIG).equals(matches)
+
+
 def test_nothing_to_look_for_and_nothing_to_look_in_are_fine():
     table = build_table([], None, CONFIG)
     matches = match_shard(documents({"a": numbered(0, 50), "b": ""}), table, CONFIG)

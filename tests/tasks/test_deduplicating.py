@@ -152,16 +152,38 @@ def test_signatures_estimate_the_jaccard_similarity():
     assert float(np.std(errors)) < 0.047
 
 
-def test_a_signature_is_the_same_whatever_the_length_of_the_text_before_it():
-    long = " ".join(speeches()[:100])  # more shingles than are hashed at once
-    together = signature_shard(documents({"a": long, "b": long[:500]}), CONFIG)
-    alone = signature_shard(documents({"b": long[:500]}), CONFIG)
-    assert together["signature"][1] == alone["signature"][0]
-    grams = shingles(long, CONFIG).tolist()
-    whole = MinHash(112, seed=1, hashfunc=int, scheme="affine32")
-    for gram in grams:
-        whole.update(gram >> 32)
-    assert together["signature"][0].as_py() == whole.hashvalues.astype("<u4").tobytes()
+def test_a_signature_is_datasketch_of_all_shingles_however_many_are_hashed_at_once(monkeypatch):
+    texts = {"a": speeches()[0], "b": speeches()[1]}
+    whole = signature_shard(documents(texts), CONFIG)
+    for id, signature in zip(texts, whole["signature"].to_pylist(), strict=True):
+        expected = MinHash(112, seed=1, hashfunc=int, scheme="affine32")
+        for shingle in shingles(texts[id], CONFIG).tolist():
+            expected.update(shingle >> 32)
+        assert signature == expected.hashvalues.astype("<u4").tobytes()
+    monkeypatch.setattr("tasks.deduplicating._CHUNK", 7)
+    assert signature_shard(documents(texts), CONFIG).equals(whole)
+
+
+def test_candidates_and_edges_depend_on_neither_order_nor_batches(monkeypatch):
+    texts = planted(60)
+    for number, text in enumerate(list(texts.values())[:40]):
+        texts[document_id("copies", f"{number}")] = text
+        texts[document_id("edits", f"{number}")] = text + " in the end"
+    signatures = signature_shard(documents(texts), CONFIG)
+    pairs = candidate_pairs(signatures, CONFIG)
+    edges = verify(pairs, lambda ids: [texts[id] for id in ids], CONFIG)
+    order = random.Random(3).sample(range(len(signatures)), len(signatures))
+    assert candidate_pairs(signatures.take(order), CONFIG).equals(pairs)
+    monkeypatch.setattr("tasks.deduplicating._BATCH_CHARACTERS", 5000)
+    asked: list[int] = []
+
+    def text_of(ids: list[str]) -> list[str]:
+        asked.append(len(ids))
+        return [texts[id] for id in ids]
+
+    assert verify(pairs, text_of, CONFIG).equals(edges)
+    assert max(asked) <= 10
+    assert len(asked) > 10
 
 
 def test_candidates_join_the_same_documents_as_datasketch_lsh():

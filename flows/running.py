@@ -1,0 +1,112 @@
+"""Starting a run: what it is told, what it remembers of the last one, and who is running it."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import Field
+
+from flows.config import PipelineConfig
+from llm.config import Config
+from tasks import registry
+from tasks.store.executors import executor_for
+from tasks.store.records import Manifest, ManifestRef
+from tasks.store.run import Run
+from tasks.store.store import Store
+
+PUBLISHED = ("corpus", "dataset")
+
+
+class RunOptions(Config):
+    """How one run differs from the pipeline's ordinary one."""
+
+    refresh: bool = False
+    """Look at every source again, however lately it was read."""
+
+    sample: int | None = Field(None, ge=1)
+    """Take at most so many documents of each source, under refs and pins of their own."""
+
+    accept_losses: bool = False
+    """Go on where a source has lost more documents than its `max_loss` allows."""
+
+
+def run_name(config: PipelineConfig, sample: int | None) -> str:
+    """The name that refs and pins carry. A sample has its own, so that it never moves the real."""
+    return f"{config.name}-sample{sample}" if sample else config.name
+
+
+@contextmanager
+def open_run(
+    config: PipelineConfig,
+    options: RunOptions,
+    *,
+    planning: bool = False,
+    say: Callable[[str], None] = print,
+) -> Iterator[Run]:
+    """A run over the config's store, with its worker processes for as long as it is open."""
+    store = Store.at(config.store.root)
+    name = run_name(config, options.sample)
+    refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
+    with executor_for(1 if planning else config.store.workers) as executor:
+        yield Run(
+            store=store,
+            name=name,
+            run_id=new_run_id(),
+            executor=executor,
+            shard_rows=config.store.shard_rows,
+            shard_bytes=config.store.shard_bytes,
+            cache_dir=config.store.cache_dir,
+            previous=last_manifests(store, config, name),
+            seen_refs=refs,
+            planning=planning,
+            refresh=options.refresh,
+            accept_losses=options.accept_losses,
+            sample=options.sample,
+            provenance=provenance(),
+            say=say,
+        )
+
+
+def new_run_id() -> str:
+    """A run's name: when it began, and a few random letters."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def provenance() -> dict[str, Any]:
+    """Who ran this: recorded beside every output, part of no digest."""
+    return {
+        "host": socket.gethostname(),
+        "loam": version("loam"),
+        "python": platform.python_version(),
+        "argv": [sys.argv[0].rsplit("/", 1)[-1], *sys.argv[1:]],
+    }
+
+
+def last_manifests(store: Store, config: PipelineConfig, name: str) -> dict[str, Manifest]:
+    """The manifests of the last finished run by stage: what its refs and newest model reach."""
+    found: dict[str, Manifest] = {}
+    pins = [ref.manifest for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
+    known = registry.versions(store, config.register.name or name)
+    pins += [pin for version_ in known[-1:] for pin in version_.manifests.values()]
+    for pin in pins:
+        _follow(store, pin, found)
+    return found
+
+
+def _follow(store: Store, pin: ManifestRef, found: dict[str, Manifest]) -> None:
+    if pin.stage in found:
+        return
+    manifest = store.find_manifest(pin)
+    if manifest is None:
+        return
+    found[pin.stage] = manifest
+    for parent in manifest.inputs.values():
+        _follow(store, parent, found)

@@ -1,0 +1,70 @@
+"""The stored responses of crawled pages, read back out of their WARC objects."""
+
+from __future__ import annotations
+
+from typing import IO, Self
+
+import pyarrow as pa
+
+from llm import files
+from llm.errors import DataError
+from tasks.store.records import ObjectRef
+from tasks.store.store import Store
+
+_OPEN_AT_ONCE = 16
+
+
+class PayloadReader:
+    """Reads payloads by WARC object and offset; keeps the last few objects open."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._open: dict[str, IO[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def read(self, warc: str, offset: int) -> bytes:
+        """The decoded body of the response at `offset` of the WARC object named `warc`.
+
+        Raises DataError when it is missing or not a response.
+        """
+        from tasks.crawling.warc import read_payload
+
+        return read_payload(self._file(warc), offset)[2]
+
+    def _file(self, warc: str) -> IO[bytes]:
+        if warc not in self._open:
+            if len(self._open) >= _OPEN_AT_ONCE:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[warc] = self._find(warc)
+        return self._open[warc]
+
+    def _find(self, warc: str) -> IO[bytes]:
+        for ext in ("warc.gz", "warc"):
+            try:
+                return files.open_for_reading(
+                    self.store.object_url(ObjectRef("warc", warc, ext, 0, 0))
+                )
+            except FileNotFoundError:
+                continue
+        raise DataError(
+            f"WARC object {warc} is missing from {self.store.root}; `loam store verify` lists "
+            "what else is"
+        )
+
+
+def read_payloads(store: Store, pages: pa.Table) -> list[bytes]:
+    """The payload of each row of PAGES, in its order. Objects are read front to back."""
+    places = list(
+        zip(pages.column("warc").to_pylist(), pages.column("warc_offset").to_pylist(), strict=True)
+    )
+    payloads: dict[int, bytes] = {}
+    with PayloadReader(store) as reader:
+        for row in sorted(range(len(places)), key=places.__getitem__):
+            payloads[row] = reader.read(*places[row])
+    return [payloads[row] for row in range(len(places))]
