@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import unquote, urlsplit
 
 import filelock
 import pyarrow.fs as pafs
@@ -101,13 +102,13 @@ def is_s3(url: str) -> bool:
 def local_path(url: str) -> Path:
     """The path of a `file://` URL or of a plain path.
 
-    Raises StorageError for another scheme.
+    As in fsspec nothing is quoted in it, so that any folder has a URL: `%`, `#` and `?` are
+    themselves. Raises StorageError for another scheme.
     """
-    if url.startswith("file://"):
-        return Path(unquote(urlsplit(url).path))
-    if "://" in url:
+    path = url.removeprefix("file://")
+    if "://" in path:
         raise StorageError(f"{url}: expected a path, file:// or s3://")
-    return Path(url)
+    return Path(path)
 
 
 def absolute_url(url: str) -> str:
@@ -125,12 +126,26 @@ def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def _explained(url: str, doing: str) -> Iterator[None]:
-    """Turns a storage client's own errors into one that names the URL and says what to do."""
+def explained(url: str, doing: str) -> Iterator[None]:
+    """Turns a storage client's own errors into one that names the URL and says what to do.
+
+    FileNotFoundError stays what it is, except when writing, where it is the bucket or folder.
+    """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, StorageError):
+    except StorageError:
         raise
+    except FileNotFoundError as error:
+        if doing != "writing":
+            raise
+        raise StorageError(
+            f"{url}: writing failed ({error}); create the bucket or folder, or name another"
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{url}: {doing} failed ({error}); a file lies where a folder should be: remove it or "
+            "name another folder"
+        ) from error
     except PermissionError as error:
         hint = (
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
@@ -139,22 +154,25 @@ def _explained(url: str, doing: str) -> Iterator[None]:
         )
         raise StorageError(f"{url}: {doing} was refused ({error}); {hint}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"{url}: the disk is full; free some room and run again") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"{url}: there is no room for it, the disk is full or a limit is reached "
+                f"({error}); free some room and run again"
+            ) from error
         raise StorageError(f"{url}: {doing} failed: {error}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in {"botocore", "aiobotocore", "aiohttp"}:
             endpoint = S3Settings.from_environment().endpoint_url or "AWS"
             raise StorageError(
-                f"{url}: {doing} failed at {endpoint}: {error}; check AWS_ENDPOINT_URL and "
-                "the network"
+                f"{url}: {doing} failed at {endpoint}: {error}; check AWS_ENDPOINT_URL, the AWS "
+                "keys and the network"
             ) from error
         raise
 
 
 def read_bytes(url: str) -> bytes:
     """The file's content. Raises FileNotFoundError or StorageError."""
-    with _explained(url, "reading"):
+    with explained(url, "reading"):
         return _s3_here().cat_file(url) if is_s3(url) else local_path(url).read_bytes()
 
 
@@ -163,7 +181,7 @@ def read_many(urls: Sequence[str]) -> list[bytes | None]:
     if not urls:
         return []
     if is_s3(urls[0]):
-        with _explained(urls[0], "reading"):
+        with explained(urls[0], "reading"):
             found = _s3_here().cat(list(urls), on_error="return")
             found = {"s3://" + key.removeprefix("s3://"): body for key, body in found.items()}
             for body in found.values():
@@ -187,52 +205,41 @@ def sha256(body: bytes) -> str:
 
 def open_for_reading(url: str) -> IO[bytes]:
     """A seekable binary file; on S3 it fetches ranges. Raises FileNotFoundError."""
-    with _explained(url, "reading"):
+    with explained(url, "reading"):
         if is_s3(url):
             return cast(IO[bytes], _s3_here().open(url, "rb", block_size=1 << 20))
         return local_path(url).open("rb")
 
 
 def exists(url: str) -> bool:
-    with _explained(url, "looking"):
+    with explained(url, "looking"):
         return bool(_s3_here().exists(url)) if is_s3(url) else local_path(url).exists()
 
 
 def size(url: str) -> int:
     """Bytes of the file. Raises FileNotFoundError."""
-    with _explained(url, "looking"):
+    with explained(url, "looking"):
         return int(_s3_here().size(url)) if is_s3(url) else local_path(url).stat().st_size
 
 
 def put(url: str, body: bytes) -> None:
     """Writes the whole file, replacing what was there."""
-    with _explained(url, "writing"):
+    with explained(url, "writing"):
         if is_s3(url):
             _s3_here().pipe_file(url, body)
         else:
-            with _staged(local_path(url), body) as staged:
+            with _staged(local_path(url), io.BytesIO(body)) as staged:
                 os.replace(staged, local_path(url))
 
 
 def put_file(url: str, source: Path) -> None:
     """Copies a local file to `url`, whole or not at all."""
-    with _explained(url, "writing"):
+    with explained(url, "writing"):
         if is_s3(url):
             _s3_here().put_file(str(source), url)
             return
-        target = local_path(url)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".staged-") as staged:
-            with source.open("rb") as body:
-                while chunk := body.read(1 << 24):
-                    staged.write(chunk)
-            staged.flush()
-            os.fsync(staged.fileno())
-            # The name given up is the temporary one; linking needs it until the rename is done.
-            linked = Path(staged.name + ".whole")
-            os.link(staged.name, linked)
-        os.replace(linked, target)
-        _sync_folder(target.parent)
+        with source.open("rb") as body, _staged(local_path(url), body) as staged:
+            os.replace(staged, local_path(url))
 
 
 def create(url: str, body: bytes) -> bool:
@@ -243,7 +250,7 @@ def create(url: str, body: bytes) -> bool:
     """
     if not body:
         raise ValueError(f"{url}: an empty file cannot be created conditionally")
-    with _explained(url, "writing"):
+    with explained(url, "writing"):
         if is_s3(url):
             try:
                 _s3_here().pipe_file(url, body, mode="create")
@@ -255,12 +262,11 @@ def create(url: str, body: bytes) -> bool:
                     raise
             return bool(_s3_here().cat_file(url) == body)
         target = local_path(url)
-        with _staged(target, body) as staged:
+        with _staged(target, io.BytesIO(body)) as staged:
             try:
                 os.link(staged, target)
             except FileExistsError:
                 return target.read_bytes() == body
-            _sync_folder(target.parent)
             return True
 
 
@@ -274,7 +280,7 @@ class Versioned:
 
 def read_versioned(url: str) -> Versioned | None:
     """The content and version of a file that moves by `swap`; None when there is none."""
-    with _explained(url, "reading"):
+    with explained(url, "reading"):
         if not is_s3(url):
             body = _read_or_none(url)
             return Versioned(body, hashlib.sha256(body).hexdigest()) if body is not None else None
@@ -299,7 +305,7 @@ def swap(url: str, seen: Versioned | None, body: bytes) -> bool:
     """Replaces what was `seen` (None: nothing was there) by `body`. False when it has moved on."""
     if seen is None:
         return create(url, body)
-    with _explained(url, "writing"):
+    with explained(url, "writing"):
         if is_s3(url):
             bucket, _, key = url.removeprefix("s3://").partition("/")
             try:
@@ -325,7 +331,7 @@ def swap(url: str, seen: Versioned | None, body: bytes) -> bool:
 
 def delete(url: str) -> None:
     """Removes a file; nothing happens when it is not there."""
-    with _explained(url, "deleting"):
+    with explained(url, "deleting"):
         if is_s3(url):
             if _s3_here().exists(url):
                 _s3_here().rm_file(url)
@@ -335,7 +341,7 @@ def delete(url: str) -> None:
 
 def list_urls(prefix: str) -> list[str]:
     """Every file below `prefix`, recursively, sorted. Empty when there is no such folder."""
-    with _explained(prefix, "listing"):
+    with explained(prefix, "listing"):
         if is_s3(prefix):
             try:
                 found = _s3_here().find(prefix.rstrip("/") + "/")
@@ -351,13 +357,16 @@ def list_urls(prefix: str) -> list[str]:
 
 
 @contextmanager
-def _staged(target: Path, body: bytes) -> Iterator[str]:
-    """A synced temporary file beside `target` that holds `body`; gone afterwards."""
+def _staged(target: Path, body: IO[bytes]) -> Iterator[str]:
+    """A synced temporary file beside `target` that holds `body`; gone afterwards.
+
+    What the caller links or renames it to is as durable as its content.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".staged-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(body)
+            shutil.copyfileobj(body, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -34,7 +34,7 @@ def as_task(
             from prefect import task
             from prefect.cache_policies import NO_CACHE
 
-            return task(function, name=name, cache_policy=NO_CACHE, persist_result=False)
+            return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
         @functools.wraps(function)
         def call(run: Run, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

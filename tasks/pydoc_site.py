@@ -311,13 +311,13 @@ class _StaticHandler(http.server.BaseHTTPRequestHandler):
 
 def _file_below(root: Path, path: str) -> Path | None:
     """The file a request means, or the folder it forgot the slash of; None when there is none."""
+    name = path.lstrip("/") + ("index.html" if path.endswith("/") else "")
     try:
-        found = (root / (path.lstrip("/") + ("index.html" if path.endswith("/") else ""))).resolve()
-    except (OSError, ValueError):
+        found = (root / name).resolve()
+        there = found.is_file() or (found / "index.html").is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte
         return None
-    if not found.is_relative_to(root):
-        return None
-    return found if found.is_file() or (found / "index.html").is_file() else None
+    return found if there and found.is_relative_to(root) else None
 
 
 def content_type(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 
@@ -69,6 +69,17 @@ class Response:
 def media_type(content_type: str | None) -> str | None:
     """The media type of a Content-Type header, in lower case; None without one."""
     return (content_type or "").split(";")[0].strip().lower() or None
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """The arguments of `Fetcher.fetch`, on their way to the wire."""
+
+    url: str
+    limit: int
+    prefix: bool
+    conditional: Headers
+    media_types: Collection[str] | None
 
 
 class _Host:
@@ -158,6 +169,7 @@ class Fetcher:
         A body is read up to `limit` bytes; with `prefix` a longer one is read that far, without
         it is not kept at all. Raises FetchError where there is no response.
         """
+        ask = _Ask(url, limit, prefix, conditional, media_types)
         host = self._host(netloc_of(url))
         async with (
             host.slots
@@ -166,7 +178,7 @@ class Fetcher:
                 await host.turn()
                 if host.given_up:
                     raise FetchError("host_given_up", host.given_up)
-                result = await self._attempt(url, limit, prefix, conditional, media_types)
+                result = await self._attempt(ask)
                 if isinstance(result, FetchError):
                     if not result.transient:
                         raise result
@@ -208,18 +220,11 @@ class Fetcher:
             last = result.reason if isinstance(result, FetchError) else f"HTTP {result.status}"
             host.given_up = f"{host.failures} URLs in a row failed, the last one with {last}"
 
-    async def _attempt(
-        self,
-        url: str,
-        limit: int,
-        prefix: bool,
-        conditional: Headers,
-        media_types: Collection[str] | None,
-    ) -> Response | FetchError:
+    async def _attempt(self, ask: _Ask) -> Response | FetchError:
         async with self._slots:
             try:
                 async with asyncio.timeout(self._config.timeout_s):
-                    return await self._get(url, limit, prefix, conditional, media_types)
+                    return await self._get(ask)
             except PrivateAddressError as error:
                 return FetchError("private_address", str(error))
             except DataError as error:
@@ -231,34 +236,28 @@ class Fetcher:
                 detail = str(error) or type(error).__name__
                 return FetchError("network", detail, transient=True)
 
-    async def _get(
-        self,
-        url: str,
-        limit: int,
-        prefix: bool,
-        conditional: Headers,
-        media_types: Collection[str] | None,
-    ) -> Response:
-        request = self._request_headers(url, conditional)
-        async with self._pool.stream("GET", _httpcore_url(url), headers=list(request)) as answer:
-            head = _head(url, request, answer)
-            wanted = media_types is None or head.media_type in (None, *media_types)
+    async def _get(self, ask: _Ask) -> Response:
+        request = self._request_headers(ask)
+        url = _httpcore_url(ask.url)
+        async with self._pool.stream("GET", url, headers=list(request)) as answer:
+            head = _head(ask.url, request, answer)
+            wanted = ask.media_types is None or head.media_type in (None, *ask.media_types)
             if head.status != 200 or not wanted:
                 return head
-            raw, cut = await _read(answer, head, limit, prefix)
-        body, more = b"", cut
-        if prefix or not cut:
-            encoding = head.header("content-encoding")
-            body, more = decode_body(raw, encoding, limit, prefix=prefix)
-        return Response(**{**vars(head), "raw": raw, "body": body, "truncated": cut or more})
+            raw, cut = await _read(answer, head, ask.limit, ask.prefix)
+        if cut and not ask.prefix:
+            return replace(head, truncated=True)
+        encoding = head.header("content-encoding")
+        body, more = decode_body(raw, encoding, ask.limit, prefix=ask.prefix)
+        return replace(head, raw=raw, body=body, truncated=cut or more)
 
-    def _request_headers(self, url: str, conditional: Headers) -> Headers:
+    def _request_headers(self, ask: _Ask) -> Headers:
         return (
-            ("Host", netloc_of(url)),
+            ("Host", netloc_of(ask.url)),
             ("User-Agent", self._config.user_agent),
             ("Accept", _ACCEPT),
             ("Accept-Encoding", ACCEPT_ENCODING),
-            *conditional,
+            *ask.conditional,
         )
 
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 import psutil
 
 from llm import files
+from llm.errors import StorageError
 
 BEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
+# A process's start is told from the machine's boot time, which moves when the clock is set.
+CLOCK_SLACK_S = 10.0
 
 
 @dataclass
@@ -52,7 +55,11 @@ def _gone(holder: dict[str, object] | None) -> bool:
     if holder["host"] != socket.gethostname():
         return False
     try:
-        return psutil.Process(int(str(holder["pid"]))).create_time() != holder["started"]
+        process = psutil.Process(int(str(holder["pid"])))
+        # One that was killed and that its parent has not waited for holds nothing either.
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        return abs(process.create_time() - float(str(holder["started"]))) > CLOCK_SLACK_S
     except psutil.NoSuchProcess:
         return True
 
@@ -98,9 +105,13 @@ def _keep(lease: Lease, done: threading.Event) -> None:
     while not done.wait(BEAT_S):
         beat += 1
         body = _body(json.loads(lease.seen.body)["holder"], beat)
-        if not files.swap(lease.url, lease.seen, body):
+        try:
+            moved = files.swap(lease.url, lease.seen, body)
+            seen = files.read_versioned(lease.url)
+        except StorageError:
+            # The storage is away for a moment: the next beat tells whether the lease was taken.
+            continue
+        if not moved or seen is None or seen.body != body:
             lease.lost.set()
             return
-        seen = files.read_versioned(lease.url)
-        if seen is not None:
-            lease.seen = seen
+        lease.seen = seen

@@ -127,7 +127,7 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
             progress.advance()
     stray = () if only else tuple(sorted(_stray(store, found)))
     return Verdict(
-        len(found.manifests), len(refs), size, tuple(missing), tuple(sorted(changed)), stray
+        len(found.manifests), len(refs), size, tuple(sorted(missing)), tuple(sorted(changed)), stray
     )
 
 

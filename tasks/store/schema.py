@@ -113,7 +113,8 @@ SIGNATURES = _schema(
      ("signature", pa.binary())],
 )  # fmt: skip
 
-# Near-duplicate pairs that the true Jaccard similarity confirmed; a < b by digest.
+# Candidate pairs of texts with their true Jaccard similarity, also below the threshold: a < b by
+# digest.
 EDGES = _schema("edges", "a b similarity", [("a", _TEXT), ("b", _TEXT), ("similarity", _FLOAT)])
 
 # Which cluster a document belongs to: `root` is the cluster's smallest id.

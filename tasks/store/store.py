@@ -124,17 +124,20 @@ class Store:
         if ref is None:
             empty = schema.empty()
             return empty.select(list(columns)) if columns else empty
-        filesystem, path = files.arrow_filesystem(self.object_url(ref))
+        url = self.object_url(ref)
+        filesystem, path = files.arrow_filesystem(url)
         try:
-            table = pq.read_table(
-                path, columns=list(columns) if columns else None, filesystem=filesystem
-            )
+            with files.explained(url, "reading"):
+                table = pq.read_table(
+                    path, columns=list(columns) if columns else None, filesystem=filesystem
+                )
         except FileNotFoundError:
+            raise DataError(f"{url} is missing; `loam store verify` lists what else is") from None
+        except pa.ArrowInvalid as error:
             raise DataError(
-                f"{self.object_url(ref)} is missing; `loam store verify` lists what else is"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{self.object_url(ref)}: reading failed: {error}") from error
+                f"{url} is not the Parquet it was ({error}); `loam store verify` lists what else "
+                "has changed"
+            ) from error
         return table.combine_chunks()
 
     # receipts
@@ -176,9 +179,12 @@ class Store:
     def find_manifest(self, ref: ManifestRef) -> Manifest | None:
         url = self.manifest_url(ref)
         try:
-            return manifest_from(files.read_bytes(url), url)
+            found = manifest_from(files.read_bytes(url), url)
         except FileNotFoundError:
             return None
+        if found.ref != ref:
+            raise DataError(f"{url} holds the manifest {found.stage} {found.fingerprint}")
+        return found
 
     def manifest(self, ref: ManifestRef) -> Manifest:
         """Raises DataError when it is missing."""

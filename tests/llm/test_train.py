@@ -71,11 +71,11 @@ SIGNALLED = """
 import os, signal, sys
 from llm import train
 
-update = train.update
+number, update = getattr(signal, sys.argv.pop()), train.update
 
 def update_or_be_signalled(run, *rest):
     if run.step == 23:
-        os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+        os.kill(os.getpid(), number)
     return update(run, *rest)
 
 train.update = update_or_be_signalled
@@ -286,9 +286,9 @@ def test_another_environment_class_is_recorded_and_warned_of(
     with pytest.raises(Interrupted):
         train(spec, stop_after(2))
     with caplog.at_level(logging.WARNING):
-        result = train(small_spec(tmp_path, **SHORT, threads=2))
-    assert "not the one the run came from" in caplog.text
-    assert [each["threads"] for each in result["environments"]] == [1, 2]
+        result = train(small_spec(tmp_path, **SHORT, dtype="bfloat16"))
+    assert "is not the one the run came from" in caplog.text
+    assert [each["dtype"] for each in result["environments"]] == ["float32", "bfloat16"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: Path) -> None:

@@ -9,17 +9,34 @@ pinned one are decontaminated against it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from pydantic import Field, model_validator
 
 from llm.config import Config
 from llm.errors import DataError
-from tasks.store.schema import LABELS
+from tasks.as_task import as_task
+from tasks.store.corpus import Shard, commit_stage, kept_rows, live_rows, open_corpus
+from tasks.store.pins import Pin, hold
+from tasks.store.records import Manifest, ObjectRef
+from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
+from tasks.store.schema import CLUSTERS, DOCUMENTS, LABELS, Schema
+from tasks.store.stage import Stage
+from tasks.store.store import Store
 
+STAGE = Stage("split", 1, ("xxhash",))
 Split = Literal["train", "validation", "test"]
+
+# The held-out set: documents with the split that each is pinned to.
+HELDOUT = Schema(
+    "heldout",
+    DOCUMENTS.arrow.append(pa.field("split", pa.string())),
+    (*DOCUMENTS.hashed, "split"),
+)
 
 
 class SplitConfig(Config):
@@ -117,3 +134,72 @@ def label_shard(documents: pa.Table, heldout: Mapping[str, str], config: SplitCo
 def _ids_and_sources(documents: pa.Table) -> list[tuple[str, str]]:
     ids, sources = documents["id"].to_pylist(), documents["source"].to_pylist()
     return list(zip(ids, sources, strict=True))
+
+
+def hold_out_set(run: Run, corpus: Manifest, config: SplitConfig) -> Pin:
+    """The pipeline's held-out set: drawn from this corpus the first time, then pinned.
+
+    It is drawn after scrubbing and before decontamination, so that the corpus, this one and every
+    later one, can be decontaminated against it.
+    """
+
+    def make() -> ObjectRef:
+        run.say("split: drawing the held-out set")
+        clusters = run.store.read_table(_clustered(run.store, corpus).object("clusters"), CLUSTERS)
+        shards = open_corpus(run.store, corpus).shards
+        listed = [live_rows(run.store, shard, columns=["id", "source"]) for shard in shards]
+        labels = hold_out(pa.concat_tables(listed), clusters, config)
+        held = [DOCUMENTS.empty()]
+        for shard in shards:
+            rows = live_rows(run.store, shard)
+            held.append(rows.filter(pc.is_in(rows.column("id"), value_set=labels.column("id"))))
+        # Both sides hold each id once, and sorting by it aligns them.
+        table = pa.concat_tables(held).sort_by("id")
+        table = table.append_column("split", labels.sort_by("id").column("split"))
+        ref = run.store.put_table(table.combine_chunks(), HELDOUT)
+        if ref is None:
+            raise DataError(
+                f"no document of {sum(map(len, listed))} can be held out; a model needs some to be "
+                "measured on: add documents, or name a source in split.sources"
+            )
+        return ref
+
+    return hold(run, "heldout", config.model_dump(), make)
+
+
+def split_request(corpus: Manifest, config: SplitConfig, heldout: Pin) -> Request:
+    """What decides the labels: the corpus, the pinned held-out set, and forced sources."""
+    pins = {"heldout": heldout.object.sha256}
+    return Request(STAGE, {"sources": config.sources}, {"corpus": corpus}, pins)
+
+
+def split_work(store: Store, shard: Shard, heldout: ObjectRef, config: SplitConfig) -> Outcome:
+    documents = kept_rows(store, shard, ["id", "source"])
+    labels = label_shard(documents, _pinned_labels(store, heldout), config)
+    return Outcome(((LABELS, labels),), documents.num_rows, labels.num_rows)
+
+
+@as_task("split")
+def split(run: Run, corpus: Manifest, config: SplitConfig) -> Manifest:
+    """Labels every document train, validation or test."""
+    heldout = hold_out_set(run, corpus, config)
+    request = split_request(corpus, config, heldout)
+    if done := reuse(run, request):
+        return done
+    shards = open_corpus(run.store, corpus).shards
+    actions = [Action(shard.inputs, (shard, heldout.object, config)) for shard in shards]
+    receipts = run_actions(run, request, split_work, actions)
+    return commit_stage(run, request, receipts, shards, measured=LABELS)
+
+
+def _clustered(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest, upstream of this one, that holds the clusters of duplicates."""
+    while "clusters" not in manifest.objects:
+        manifest = store.manifest(manifest.inputs["corpus"])
+    return manifest
+
+
+@lru_cache(maxsize=2)
+def _pinned_labels(store: Store, heldout: ObjectRef) -> dict[str, str]:
+    rows = store.read_table(heldout, HELDOUT, ["id", "split"])
+    return dict(zip(rows["id"].to_pylist(), rows["split"].to_pylist(), strict=True))

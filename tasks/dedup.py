@@ -15,23 +15,34 @@ or of what earlier runs found.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 from pydantic import Field
 
 from llm.config import Config
 from llm.errors import DataError
+from tasks.as_task import as_task
+from tasks.kernels.words import MULTIPLIER, Hashes, hash_words, ngram_hashes, words
+from tasks.store.corpus import (
+    Shard,
+    commit_stage,
+    kept_rows,
+    live_rows,
+    open_corpus,
+    texts_by_id,
+    verdict_receipts,
+)
+from tasks.store.records import Manifest
+from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
 from tasks.store.schema import CLUSTERS, DROPS, EDGES, SIGNATURES
-
-Hashes = npt.NDArray[np.uint64]
+from tasks.store.stage import Stage
+from tasks.store.store import Store
 
 # A pair of digests (a < b) that share a band, the smallest live id of each, and the length of
 # both texts together in characters.
@@ -44,6 +55,10 @@ PAIRS = pa.schema(
         ("characters", pa.int64()),
     ]
 )
+
+
+SIGNATURE_STAGE = Stage("signatures", 1, ("datasketch", "numpy", "xxhash"))
+STAGE = Stage("dedup", 1, ("numpy",))
 
 
 class DedupConfig(Config):
@@ -79,55 +94,6 @@ class DedupConfig(Config):
     def num_perm(self) -> int:
         """Hash values in a signature."""
         return self.bands * self.rows
-
-
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
-# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana and Han.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff"
-)
-# Vowel signs and accents that do not compose; they belong to the letter before.
-_MARKS = "".join(chr(c) for c in range(0x300, 0xFE30) if unicodedata.category(chr(c))[0] == "M")
-_WORD = re.compile(
-    rf"[^\W_{_UNSPACED}]+(?:[{_MARKS}]+[^\W_{_UNSPACED}]*)*|[^\W_{_MARKS}][{_MARKS}]*"
-)
-
-
-def words(text: str) -> list[str]:
-    """The words of `text`, folded so that case, punctuation and width make no difference.
-
-    NFKC, case folding, runs of letters, marks and digits; everything else separates, but
-    soft hyphens and zero-width characters vanish. In scripts written without spaces every letter
-    is a word, so that n-grams mean something there too.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    if not folded.isascii():
-        folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", folded))
-    return _WORD.findall(folded)
-
-
-def hash_words(units: Sequence[str]) -> Hashes:
-    """xxh3-64 of each word (uint64, one per word)."""
-    encoded = map(str.encode, units)
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(units))
-
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd (Knuth, TAOCP 6.4)
-
-
-def ngram_hashes(hashes: Hashes, n: int) -> Hashes:
-    """The hash of each run of `n` words, in order: max(0, len(hashes) - n + 1) values.
-
-    A polynomial in the words' hashes mod 2^64 (Karp and Rabin 1987) that starts from `n`, so that
-    runs of different lengths may share one table.
-    """
-    count = max(0, len(hashes) - n + 1)
-    result = np.full(count, n, dtype=np.uint64)
-    for i in range(n):
-        result *= _MULTIPLIER
-        result += hashes[i : i + count]
-    return result
 
 
 def shingles(text: str, config: DedupConfig) -> Hashes:
@@ -203,7 +169,7 @@ def candidate_pairs(signatures: pa.Table, config: DedupConfig) -> pa.Table:
         columns = values[:, band * config.rows : (band + 1) * config.rows]
         keys = np.zeros(len(values), dtype=np.uint64)
         for column in columns.T:
-            keys = keys * _MULTIPLIER + column
+            keys = keys * MULTIPLIER + column
         order = np.argsort(keys, kind="stable")  # rows are sorted by id: the smallest id leads
         starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
         leaders = np.repeat(order[starts], np.diff(starts, append=len(order)))
@@ -349,3 +315,72 @@ def _components(
             low, high = sorted((find(first[a]), find(first[b])))
             parent[high] = low
     return [find(row) for row in range(len(parent))]
+
+
+def signatures_request(corpus: Manifest, config: DedupConfig) -> Request:
+    """What decides the signatures: the text, and how shingles and permutations are made."""
+    measured = {"bands", "rows", "ngram", "shingle", "seed"}
+    return Request(SIGNATURE_STAGE, config.model_dump(include=measured), {"corpus": corpus})
+
+
+def signatures_work(store: Store, shard: Shard, config: DedupConfig) -> Outcome:
+    documents = kept_rows(store, shard, ["id", "digest", "text", "source"])
+    signatures = signature_shard(documents, config)
+    return Outcome(((SIGNATURES, signatures),), documents.num_rows, signatures.num_rows)
+
+
+@as_task("signatures")
+def signatures(run: Run, corpus: Manifest, config: DedupConfig) -> Manifest:
+    """A MinHash signature of every document that the filters of its own shard kept."""
+    request = signatures_request(corpus, config)
+    if done := reuse(run, request):
+        return done
+    shards = open_corpus(run.store, corpus).shards
+    actions = [Action(shard.inputs, (shard, config)) for shard in shards]
+    receipts = run_actions(run, request, signatures_work, actions)
+    return commit_stage(run, request, receipts, shards, measured=SIGNATURES)
+
+
+def dedup_request(corpus: Manifest, config: DedupConfig) -> Request:
+    """What decides which duplicates go: the signatures, the threshold and the priorities."""
+    return Request(STAGE, config.model_dump(), {"corpus": corpus})
+
+
+@as_task("dedup")
+def dedup(run: Run, corpus: Manifest, config: DedupConfig) -> Manifest:
+    """Drops all but one of each cluster of duplicates: one decision over all live documents."""
+    request = dedup_request(corpus, config)
+    if done := reuse(run, request):
+        return done
+    store = run.store
+    shards = open_corpus(store, corpus).shards
+    per_shard = [
+        live_rows(store, shard, shard.extras.get(SIGNATURES.kind), SIGNATURES) for shard in shards
+    ]
+    table = pa.concat_tables([SIGNATURES.empty(), *per_shard]).combine_chunks()
+    pairs = candidate_pairs(table, config)
+    before = run.previous.get(STAGE.name)
+    known = _known_edges(store, before, request)
+    edges = verify(pairs, partial(texts_by_id, store, shards), config, known)
+    drops, clusters = decide(table, edges, config)
+    receipts = verdict_receipts(run, request, shards, drops)
+    objects = {
+        name: (ref,)
+        for name, ref in (
+            ("edges", store.put_table(edges, EDGES)),
+            ("clusters", store.put_table(clusters, CLUSTERS)),
+        )
+        if ref is not None
+    }
+    return commit_stage(run, request, receipts, shards, objects=objects)
+
+
+def _known_edges(store: Store, before: Manifest | None, request: Request) -> pa.Table | None:
+    """The edges of the last run, where its shingles were made alike."""
+    if before is None or not before.objects.get("edges"):
+        return None
+    alike = all(
+        before.payload["config"][name] == request.payload["config"][name]
+        for name in ("ngram", "shingle")
+    )
+    return store.read_table(before.object("edges"), EDGES) if alike else None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import ConfigError, DataError
-from tasks.decontaminating import (
+from tasks.decontaminate import (
     LEDGER,
     MATCHES,
     Benchmark,
@@ -27,7 +27,7 @@ from tasks.decontaminating import (
     load_benchmark,
     match_shard,
 )
-from tasks.deduplicating import words
+from tasks.dedup import words
 from tasks.store.rows import document_id, text_digest
 from tasks.store.schema import DROPS
 from tests.shared_data import shared_data
@@ -278,7 +278,7 @@ def test_matches_do_not_depend_on_how_many_documents_are_looked_up_together(monk
     table = build_table([benchmark(numbered(0, 300), numbered(100, 9))], heldout, CONFIG)
     matches = match_shard(documents(texts), table, CONFIG)
     assert len(matches) > 20
-    monkeypatch.setattr("tasks.decontaminating._BATCH_CHARACTERS", 700)
+    monkeypatch.setattr("tasks.decontaminate._BATCH_CHARACTERS", 700)
     assert match_shard(documents(texts), table, CONFIG).equals(matches)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import DataError
-from tasks.splitting import SplitConfig, hold_out, label_shard, split_of
+from tasks.split import SplitConfig, hold_out, label_shard, split_of
 from tasks.store.rows import document_id
 
 ids = st.text("0123456789abcdef", min_size=4, max_size=4)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import DataError
-from tasks.deduplicating import (
+from tasks.dedup import (
     DedupConfig,
     candidate_pairs,
     decide,
@@ -160,7 +160,7 @@ def test_a_signature_is_datasketch_of_all_shingles_however_many_are_hashed_at_on
         for shingle in shingles(texts[id], CONFIG).tolist():
             expected.update(shingle >> 32)
         assert signature == expected.hashvalues.astype("<u4").tobytes()
-    monkeypatch.setattr("tasks.deduplicating._CHUNK", 7)
+    monkeypatch.setattr("tasks.dedup._CHUNK", 7)
     assert signature_shard(documents(texts), CONFIG).equals(whole)
 
 
@@ -174,7 +174,7 @@ def test_candidates_and_edges_depend_on_neither_order_nor_batches(monkeypatch):
     edges = verify(pairs, lambda ids: [texts[id] for id in ids], CONFIG)
     order = random.Random(3).sample(range(len(signatures)), len(signatures))
     assert candidate_pairs(signatures.take(order), CONFIG).equals(pairs)
-    monkeypatch.setattr("tasks.deduplicating._BATCH_CHARACTERS", 5000)
+    monkeypatch.setattr("tasks.dedup._BATCH_CHARACTERS", 5000)
     asked: list[int] = []
 
     def text_of(ids: list[str]) -> list[str]:

@@ -12,22 +12,45 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from llm.config import Config
 from llm.errors import ConfigError, DataError
-from tasks.deduplicating import Hashes, hash_words, ngram_hashes, words
+from tasks.as_task import as_task
+from tasks.kernels.ngrams import (
+    Hits,
+    Ints,
+    NgramIndex,
+    WordStream,
+    by_owner,
+    distinct_ngrams,
+    find_ngrams,
+    index_ngrams,
+)
+from tasks.kernels.words import Hashes, hash_words, words
+from tasks.split import SplitConfig, hold_out_set
+from tasks.store.corpus import (
+    Shard,
+    commit_stage,
+    kept_rows,
+    live_rows,
+    open_corpus,
+    verdict_receipts,
+)
+from tasks.store.pins import Pin, hold_file
+from tasks.store.records import Manifest, ObjectRef
+from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
 from tasks.store.schema import DOCUMENTS, DROPS, Schema
-
-Ints = npt.NDArray[np.int64]
+from tasks.store.stage import Stage
+from tasks.store.store import Store
 
 _TEXT, _INT = pa.string(), pa.int64()
 
@@ -59,6 +82,10 @@ LEDGER = _schema(
 HELDOUT = "heldout"
 _NGRAMS_KEPT = 16
 _PASSAGES_KEPT = 64
+
+
+MATCHES_STAGE = Stage("matches", 1, ("numpy", "xxhash"))
+STAGE = Stage("decontaminate", 1, ("numpy",))
 
 
 class BenchmarkConfig(Config):
@@ -179,31 +206,6 @@ def _texts_of(row: dict[str, object], key: str, line: int) -> Iterator[tuple[str
 
 
 @dataclass(frozen=True)
-class NgramIndex:
-    """Which passages an n-gram belongs to: those of `keys[k]` are
-    `owners[offsets[k] : offsets[k + 1]]`. A key without owners is known as a common phrase.
-
-    `keys` (K,) are sorted and distinct; `lengths` are the values of n in use; `bitmap` says for
-    the leading bits of a hash whether any key has them, so that most lookups end there.
-    """
-
-    keys: Hashes
-    offsets: Ints
-    owners: Ints
-    lengths: tuple[int, ...]
-    bitmap: npt.NDArray[np.bool_] = field(repr=False)
-
-    def find(self, hashes: Hashes) -> tuple[Ints, Ints]:
-        """Positions in `hashes` that hold a key, and the key's number for each."""
-        shift = np.uint64(64 - (len(self.bitmap).bit_length() - 1))
-        near = np.flatnonzero(self.bitmap[hashes >> shift])
-        numbers = np.searchsorted(self.keys, hashes[near])
-        numbers[numbers == len(self.keys)] = 0
-        sure = self.keys[numbers] == hashes[near]
-        return near[sure], numbers[sure]
-
-
-@dataclass(frozen=True)
 class NgramTable:
     """What documents are matched against; it pickles, so that workers can be given it.
 
@@ -229,7 +231,7 @@ def build_table(
     found, passages, too_short = [], [], 0
     for benchmark in benchmarks:
         for item, text in benchmark.passages:
-            hashes, n = _distinct_ngrams(hash_words(words(text)), config.ngram)
+            hashes, n = distinct_ngrams(hash_words(words(text)), config.ngram)
             if n < min(config.min_short_words, config.ngram):
                 too_short += 1
                 continue
@@ -237,36 +239,14 @@ def build_table(
             passages.append((kind, benchmark.name, item, len(hashes)))
             found.append((hashes, n))
     rows = (heldout if heldout is not None else DOCUMENTS.empty()).sort_by("id")
-    texts = (_distinct_ngrams(hash_words(words(t)), config.ngram) for t in rows["text"].to_pylist())
+    texts = (distinct_ngrams(hash_words(words(t)), config.ngram) for t in rows["text"].to_pylist())
     return NgramTable(
-        benchmarks=_index(found, None),
+        benchmarks=index_ngrams(found, None),
         passages=tuple(passages),
         too_short=too_short,
-        heldout=_index(list(texts), config.max_common),
+        heldout=index_ngrams(list(texts), config.max_common),
         heldout_ids=tuple(rows["id"].to_pylist()),
     )
-
-
-def _distinct_ngrams(hashes: Hashes, n: int) -> tuple[Hashes, int]:
-    """The sorted distinct n-grams of a text and their length: `n`, or all its words if fewer."""
-    n = min(n, len(hashes))
-    return np.unique(ngram_hashes(hashes, n)) if n else hashes, n
-
-
-def _index(found: list[tuple[Hashes, int]], max_owners: int | None) -> NgramIndex:
-    hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in found)])
-    owners = np.repeat(np.arange(len(found)), [len(h) for h, _ in found])
-    keys, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    order = np.argsort(numbers, kind="stable")
-    if max_owners is not None:
-        order = order[counts[numbers[order]] <= max_owners]
-        counts = np.where(counts <= max_owners, counts, 0)
-    bits = min(26, 16 + (len(keys) >> 12).bit_length())
-    bitmap = np.zeros(1 << bits, dtype=np.bool_)
-    bitmap[keys >> np.uint64(64 - bits)] = True
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    lengths = tuple(sorted({n for h, n in found if len(h)}))
-    return NgramIndex(keys, offsets, owners[order], lengths, bitmap)
 
 
 _BATCH_CHARACTERS = 1 << 23  # text whose words are looked up together: some 12 MB of hashes
@@ -291,10 +271,10 @@ def match_shard(documents: pa.Table, table: NgramTable, config: DecontaminateCon
 
 def _match_batch(documents: pa.Table, table: NgramTable, config: DecontaminateConfig) -> pa.Table:
     hashes = [hash_words(words(text or "")) for text in documents["text"].to_pylist()]
-    stream = _Stream.of(hashes)
+    stream = WordStream.of(hashes)
     held_out = np.isin(documents["id"].to_pylist(), table.heldout_ids)
-    hits = _find(stream, table.heldout, whole_below=config.ngram)
-    rows = _benchmark_rows(_find(stream, table.benchmarks), table)
+    hits = find_ngrams(stream, table.heldout, whole_below=config.ngram)
+    rows = _benchmark_rows(find_ngrams(stream, table.benchmarks), table)
     rows += _heldout_rows(hits.where(~held_out[hits.document]), hashes, table, config)
     rows.sort(key=lambda row: row[0])
     numbers, *columns = list(zip(*rows, strict=True)) or [()] * (len(MATCHES.arrow) - 1)
@@ -303,94 +283,12 @@ def _match_batch(documents: pa.Table, table: NgramTable, config: DecontaminateCo
     return pa.table([*who, *columns], schema=MATCHES.arrow)
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """The words of several documents in a row: `bounds[d]` to `bounds[d + 1]` are those of d."""
-
-    hashes: Hashes
-    bounds: Ints
-
-    @classmethod
-    def of(cls, hashes: list[Hashes]) -> _Stream:
-        return cls(np.concatenate(hashes), np.cumsum([0, *map(len, hashes)]))
-
-
-@dataclass(frozen=True)
-class _Hits:
-    """Distinct (document, key) pairs found, parallel arrays sorted by both.
-
-    start, end: words of the document's first occurrence.
-    """
-
-    document: Ints
-    key: Ints
-    start: Ints
-    end: Ints
-
-    def where(self, mask: npt.NDArray[np.bool_]) -> _Hits:
-        return _Hits(self.document[mask], self.key[mask], self.start[mask], self.end[mask])
-
-
-def _find(stream: _Stream, index: NgramIndex, whole_below: int = 0) -> _Hits:
-    """Keys of `index` in each document; those under `whole_below` words only as a whole one."""
-    none = np.empty(0, dtype=np.int64)
-    positions, keys, ends = [none], [none], [none]
-    for n in index.lengths:
-        position, key = index.find(ngram_hashes(stream.hashes, n))
-        positions.append(position)
-        keys.append(key)
-        ends.append(position + n)
-    position, key, end = map(np.concatenate, (positions, keys, ends))
-    document = np.searchsorted(stream.bounds, position, side="right") - 1
-    first, last = stream.bounds[document], stream.bounds[document + 1]
-    inside = (end <= last) & ((end - position >= whole_below) | (last - first == end - position))
-    hits = _Hits(document, key, position - first, end - first).where(inside)
-    order = np.lexsort((hits.start, hits.key, hits.document))
-    same = (np.diff(hits.document[order], prepend=-1) == 0) & (
-        np.diff(hits.key[order], prepend=-1) == 0
-    )
-    return hits.where(order[~same])
-
-
-@dataclass(frozen=True)
-class _Passages:
-    """Hits by (document, owner), parallel arrays sorted by both; `keys` number the n-grams."""
-
-    document: Ints
-    owner: Ints
-    start: Ints
-    end: Ints
-    keys: list[Ints]
-
-
-def _by_passage(hits: _Hits, index: NgramIndex) -> _Passages:
-    """One row per hit and owner of its key, gathered by (document, owner)."""
-    counts = np.diff(index.offsets)[hits.key]
-    row = np.repeat(np.arange(len(counts)), counts)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    owner = index.owners[index.offsets[hits.key][row] + within]
-    order = np.lexsort((hits.key[row], owner, hits.document[row]))
-    row, owner = row[order], owner[order]
-    document = hits.document[row]
-    fresh = (np.diff(document, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0)
-    starts = np.flatnonzero(fresh)
-    if not len(starts):
-        return _Passages(starts, starts, starts, starts, [])
-    return _Passages(
-        document[starts],
-        owner[starts],
-        np.minimum.reduceat(hits.start[row], starts),
-        np.maximum.reduceat(hits.end[row], starts),
-        np.split(hits.key[row], starts[1:]),
-    )
-
-
 # A row of MATCHES with the document's number in place of its id and digest.
 _Row = tuple[int, str, str, str, int, int, int, int, bytes]
 
 
-def _benchmark_rows(hits: _Hits, table: NgramTable) -> list[_Row]:
-    found = _by_passage(hits, table.benchmarks)
+def _benchmark_rows(hits: Hits, table: NgramTable) -> list[_Row]:
+    found = by_owner(hits, table.benchmarks)
     matched = np.array([len(keys) for keys in found.keys], dtype=np.int64)
     best = np.lexsort((found.owner, -matched, found.document))
     rank = np.empty_like(best)
@@ -405,18 +303,18 @@ def _benchmark_rows(hits: _Hits, table: NgramTable) -> list[_Row]:
 
 
 def _heldout_rows(
-    hits: _Hits, hashes: list[Hashes], table: NgramTable, config: DecontaminateConfig
+    hits: Hits, hashes: list[Hashes], table: NgramTable, config: DecontaminateConfig
 ) -> list[_Row]:
     common = np.diff(table.heldout.offsets)[hits.key] == 0
     n_common = np.bincount(hits.document[common], minlength=len(hashes))
-    found = _by_passage(hits.where(~common), table.heldout)
+    found = by_owner(hits.where(~common), table.heldout)
     matched = np.array([len(keys) for keys in found.keys], dtype=np.int64)
     best = np.lexsort((found.owner, -matched, found.document))
     best = best[np.diff(found.document[best], prepend=-1) != 0]
     rows: list[_Row] = []
     for at in best.tolist():
         number = int(found.document[at])
-        own = len(_distinct_ngrams(hashes[number], config.ngram)[0]) - int(n_common[number])
+        own = len(distinct_ngrams(hashes[number], config.ngram)[0]) - int(n_common[number])
         span = int(matched[at]), int(found.start[at]), int(found.end[at])
         item = table.heldout_ids[found.owner[at]]
         rows.append((number, HELDOUT, HELDOUT, item, own, *span, b""))
@@ -488,3 +386,92 @@ def _uncommon(table: pa.Table, max_common: int) -> Ints:
     pairs = np.unique(np.stack([document[row], key], axis=1), axis=0)
     n_documents = np.bincount(pairs[:, 1], minlength=len(keys))
     return np.bincount(row[n_documents[key] <= max_common], minlength=len(kept))
+
+
+def pin_benchmarks(run: Run, config: DecontaminateConfig) -> tuple[Pin, ...]:
+    """Each benchmark's file, pinned by content the first time it is seen."""
+    return tuple(
+        hold_file(run, f"benchmark-{benchmark.name}", benchmark.path, "benchmark")
+        for benchmark in config.benchmarks
+    )
+
+
+def matches_request(
+    corpus: Manifest, config: DecontaminateConfig, benchmarks: Sequence[Pin], heldout: Pin
+) -> Request:
+    """What decides the matches: the text, what is looked for in it, and how n-grams are made."""
+    measured = {
+        "ngram": config.ngram,
+        "min_short_words": config.min_short_words,
+        "max_common": config.max_common,
+        "fields": {benchmark.name: benchmark.fields for benchmark in config.benchmarks},
+    }
+    pins = {pin.name: pin.object.sha256 for pin in (*benchmarks, heldout)}
+    return Request(MATCHES_STAGE, measured, {"corpus": corpus}, pins)
+
+
+@lru_cache(maxsize=1)
+def _table(
+    store: Store,
+    benchmarks: tuple[ObjectRef, ...],
+    heldout: ObjectRef,
+    config: DecontaminateConfig,
+) -> NgramTable:
+    """The n-gram table, built once per worker."""
+    loaded = [
+        load_benchmark(store.read_bytes(ref), benchmark.name, benchmark.fields)
+        for ref, benchmark in zip(benchmarks, config.benchmarks, strict=True)
+    ]
+    return build_table(loaded, store.read_table(heldout, DOCUMENTS, ["id", "text"]), config)
+
+
+def matches_work(
+    store: Store,
+    shard: Shard,
+    benchmarks: tuple[ObjectRef, ...],
+    heldout: ObjectRef,
+    config: DecontaminateConfig,
+) -> Outcome:
+    documents = kept_rows(store, shard, ["id", "digest", "text"])
+    found = match_shard(documents, _table(store, benchmarks, heldout, config), config)
+    return Outcome(((MATCHES, found),), documents.num_rows, documents.num_rows)
+
+
+@as_task("matches")
+def matches(
+    run: Run, corpus: Manifest, config: DecontaminateConfig, split_config: SplitConfig
+) -> Manifest:
+    """What of each benchmark and of the held-out set stands in each document."""
+    benchmarks = pin_benchmarks(run, config)
+    heldout = hold_out_set(run, corpus, split_config)
+    request = matches_request(corpus, config, benchmarks, heldout)
+    if done := reuse(run, request):
+        return done
+    shards = open_corpus(run.store, corpus).shards
+    refs = tuple(pin.object for pin in benchmarks)
+    actions = [Action(shard.inputs, (shard, refs, heldout.object, config)) for shard in shards]
+    receipts = run_actions(run, request, matches_work, actions)
+    return commit_stage(run, request, receipts, shards, measured=MATCHES)
+
+
+def decontaminate_request(corpus: Manifest, config: DecontaminateConfig) -> Request:
+    """What decides which documents go: the matches and the thresholds."""
+    thresholds = {"min_ngrams", "max_common", "paragraph_overlap", "heldout_overlap", "ngram"}
+    return Request(STAGE, config.model_dump(include=thresholds), {"corpus": corpus})
+
+
+@as_task("decontaminate")
+def decontaminate(run: Run, corpus: Manifest, config: DecontaminateConfig) -> Manifest:
+    """Drops what holds a benchmark's text: one decision over the matches of all live documents."""
+    request = decontaminate_request(corpus, config)
+    if done := reuse(run, request):
+        return done
+    shards = open_corpus(run.store, corpus).shards
+    found = [
+        live_rows(run.store, shard, shard.extras.get(MATCHES.kind), MATCHES) for shard in shards
+    ]
+    drops, ledger = decide(found, config)
+    receipts = verdict_receipts(run, request, shards, drops)
+    ledger_ref = run.store.put_table(ledger, LEDGER)
+    objects = {"ledger": (ledger_ref,)} if ledger_ref else {}
+    return commit_stage(run, request, receipts, shards, objects=objects)
