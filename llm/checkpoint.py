@@ -111,6 +111,16 @@ def latest(run_url: str) -> Checkpoint | None:
     return None
 
 
+def rewind(run_url: str, step: int) -> None:
+    """Withdraws whatever is later than `step`, from which the run goes on: it was damaged.
+
+    Left there, it would count among those that `prune` keeps.
+    """
+    for later in _committed(run_url):
+        if later > step:
+            files.delete(f"{_folder(run_url, later)}/{INDEX}")
+
+
 def prune(run_url: str, keep: int) -> None:
     """Keeps the `keep` newest committed checkpoints and removes whatever is older than the last.
 

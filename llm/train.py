@@ -202,6 +202,7 @@ def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[
     found = checkpoint.latest(spec.run_url)
     if found:
         run.restore(found.state)
+    checkpoint.rewind(spec.run_url, run.step)
     _enter(run, environment)
     with Display(spec.train.steps, run.step) as display:
         if found:

@@ -142,7 +142,8 @@ def _at(value: float, bounds: tuple[float, float]) -> float:
 def _grid_y(marks: list[tuple[float, float]]) -> str:
     return "".join(
         f'<line class="grid" x1="0" x2="100%" y1="{at:.2f}%" y2="{at:.2f}%"></line>'
-        f'<text class="tick" x="-8" y="{at:.2f}%" dy="4" text-anchor="end">{format_tick(value)}</text>'
+        f'<text class="tick" x="-8" y="{at:.2f}%" dy="4" text-anchor="end">'
+        f"{format_tick(value)}</text>"
         for at, value in marks
     )
 

@@ -7,6 +7,7 @@ so that a hostile document's text stays text. Whatever is absent from the data i
 from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from pydantic import Field
 
 from llm.config import Config
@@ -107,7 +108,7 @@ class SourceCount(Config):
     source: str
     licenses: tuple[str, ...] = ()
     documents: int
-    bytes: int | None = None
+    n_bytes: int | None = None
 
 
 class TokenCount(Config):
@@ -118,7 +119,7 @@ class TokenCount(Config):
     documents: int
     tokens: int
     words: int
-    bytes: int
+    n_bytes: int
 
 
 class TrainingPoint(Config):
@@ -262,29 +263,25 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def _training_charts(data: ReportData) -> dict[str, object]:
+def _training_charts(data: ReportData) -> dict[str, Markup]:
     """The curves of training by name; one that has no points is an empty string."""
 
     def logged(field: str) -> list[tuple[float, float]]:
         values = ((point.step, getattr(point, field)) for point in data.training)
         return [(step, value) for step, value in values if value is not None]
 
+    def small(title: str, field: str, log_y: bool = False) -> Markup:
+        return line_chart(title, [Series(title, logged(field))], log_y=log_y, height=130)
+
     validation = [(float(point.step), point.loss) for point in data.validation]
-    small = {"height": 130}
     return {
         "loss": line_chart(
             "Loss, nats per token",
             [Series("training", logged("loss")), Series("validation", validation, dashed=True)],
         ),
-        "learning_rate": line_chart(
-            "Learning rate", [Series("learning rate", logged("learning_rate"))], **small
-        ),
-        "grad_norm": line_chart(
-            "Gradient norm", [Series("norm", logged("grad_norm"))], log_y=True, **small
-        ),
-        "throughput": line_chart(
-            "Tokens per second", [Series("tokens/s", logged("tokens_per_second"))], **small
-        ),
+        "learning_rate": small("Learning rate", "learning_rate"),
+        "grad_norm": small("Gradient norm", "grad_norm", log_y=True),
+        "throughput": small("Tokens per second", "tokens_per_second"),
     }
 
 

@@ -25,12 +25,12 @@ BEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
 CLOCK_SLACK_S = 10.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lease:
     """A lease that is held; `lost` is set when somebody else has taken it."""
 
     url: str
-    seen: files.Versioned
+    holder: dict[str, object]
     lost: threading.Event
 
 
@@ -76,23 +76,20 @@ def held(url: str, say: Callable[[str], None]) -> Iterator[Lease]:
     finally:
         done.set()
         keeper.join()
-        if not lease.lost.is_set():
-            files.swap(url, lease.seen, _body(None, 0))
+        _renew(lease, None, 0)
 
 
 def _take(url: str, say: Callable[[str], None]) -> Lease:
     version, since, told = None, time.monotonic(), False
-    beat = _body(_holder(), 0)
+    holder = _holder()
     while True:
         seen = files.read_versioned(url)
         if seen is None or seen.version != version:
             version, since = (seen.version if seen else None), time.monotonic()
         expired = time.monotonic() - since > EXPIRY_S
         if seen is None or expired or _gone(json.loads(seen.body)["holder"]):
-            if files.swap(url, seen, beat):
-                mine = files.read_versioned(url)
-                if mine is not None and mine.body == beat:
-                    return Lease(url, mine, threading.Event())
+            if files.swap(url, seen, _body(holder, 0)):
+                return Lease(url, holder, threading.Event())
             continue
         if not told:
             told = True
@@ -104,14 +101,18 @@ def _keep(lease: Lease, done: threading.Event) -> None:
     beat = 0
     while not done.wait(BEAT_S):
         beat += 1
-        body = _body(json.loads(lease.seen.body)["holder"], beat)
         try:
-            moved = files.swap(lease.url, lease.seen, body)
-            seen = files.read_versioned(lease.url)
+            if not _renew(lease, lease.holder, beat):
+                lease.lost.set()
+                return
         except StorageError:
             # The storage is away for a moment: the next beat tells whether the lease was taken.
             continue
-        if not moved or seen is None or seen.body != body:
-            lease.lost.set()
-            return
-        lease.seen = seen
+
+
+def _renew(lease: Lease, holder: dict[str, object] | None, beat: int) -> bool:
+    """Writes the next holder, us or nobody. False, and nothing written, when it is not ours."""
+    seen = files.read_versioned(lease.url)
+    if seen is None or json.loads(seen.body)["holder"] != lease.holder:
+        return False
+    return files.swap(lease.url, seen, _body(holder, beat))

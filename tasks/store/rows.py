@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from tasks.store.schema import Schema
@@ -28,6 +29,11 @@ def document_id(source: str, locator: str) -> str:
 def text_digest(text: str) -> str:
     """xxh3-128 of the UTF-8 text as 32 hex digits: what a document says."""
     return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def text_bytes(documents: pa.Table) -> int:
+    """UTF-8 bytes of all texts."""
+    return int(pc.sum(pc.binary_length(documents.column("text"))).as_py() or 0)
 
 
 def canonical_meta(meta: dict[str, object]) -> str | None:

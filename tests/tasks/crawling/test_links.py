@@ -20,11 +20,12 @@ def links(html: str | bytes, content_type: str | None = "text/html") -> list[str
 
 
 def test_links_are_what_a_browser_would_go_to():
-    html = """<a href="a">x</a><AREA HREF="/b"><frame src="c"><iframe src="d"></iframe>
+    html = """<a href="a">x</a><AREA HREF="/b"><iframe src="d"></iframe>
     <a name="here">x</a><a href="#top">x</a><a href="javascript:f()">x</a><img src="e.png">
     <link href="f.css" rel="stylesheet"><a href="a#part">x</a><a href="g" rel="NoFollow x">x</a>
     <meta http-equiv="Refresh" content="0; URL='h'">"""
-    assert links(html) == ["/dir/h", "/dir/a", "/b", "/dir/c", "/dir/d", "/dir/page.html"]
+    assert links(html) == ["/dir/h", "/dir/a", "/b", "/dir/d", "/dir/page.html"]
+    assert links("<frameset><frame src='c'></frameset>") == ["/dir/c"]
 
 
 def test_base_href_is_honored_wherever_it_points():

@@ -79,7 +79,7 @@ def test_another_reader_finds_what_was_sent_and_valid_digests(tmp_path):
     assert request.get_header("User-Agent") == "loam/0.1"
 
     class Arguments:
-        inputs, verbose = [str(path)], False  # noqa: RUF012
+        inputs, verbose = [str(path)], False
 
     checker = Checker(Arguments)
     checker.process_all()
