@@ -93,7 +93,7 @@ class PipelineConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     """On what the model is measured."""
 
-    register: RegisterConfig = RegisterConfig()  # type: ignore[assignment]
+    registry: RegisterConfig = RegisterConfig()
     """What the model is called and when a version takes over."""
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def grow_model(run: Run, config: PipelineConfig, corpus: Manifest) -> Registered
     trained = train(run, data, config.model, config.train)
     evaluated = evaluate(run, trained, data, config.evaluate)
     exported = export(run, trained)
-    return register(run, data, trained, evaluated, exported, config.register)
+    return register(run, data, trained, evaluated, exported, config.registry)
 
 
 def current_corpus(run: Run) -> Manifest:

@@ -94,7 +94,7 @@ def last_manifests(store: Store, config: PipelineConfig, name: str) -> dict[str,
     """The manifests of the last finished run by stage: what its refs and newest model reach."""
     found: dict[str, Manifest] = {}
     pins = [ref.manifest for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
-    known = registry.versions(store, config.register.name or name)
+    known = registry.versions(store, config.registry.name or name)
     pins += [pin for version_ in known[-1:] for pin in version_.manifests.values()]
     for pin in pins:
         _follow(store, pin, found)

@@ -159,7 +159,8 @@ def explained(url: str, doing: str) -> Iterator[None]:
                 f"{url}: there is no room for it, the disk is full or a limit is reached "
                 f"({error}); free some room and run again"
             ) from error
-        raise StorageError(f"{url}: {doing} failed: {error}") from error
+        look = "AWS_ENDPOINT_URL, the AWS keys and the network" if is_s3(url) else "the disk"
+        raise StorageError(f"{url}: {doing} failed: {error}; check {look}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in {"botocore", "aiobotocore", "aiohttp"}:
             endpoint = S3Settings.from_environment().endpoint_url or "AWS"
@@ -260,7 +261,7 @@ def create(url: str, body: bytes) -> bool:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-            return bool(_s3_here().cat_file(url) == body)
+            return _read_or_none(url) == body
         target = local_path(url)
         with _staged(target, io.BytesIO(body)) as staged:
             try:
@@ -318,7 +319,7 @@ def swap(url: str, seen: Versioned | None, body: bytes) -> bool:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-            return bool(_s3_here().cat_file(url) == body)
+            return _read_or_none(url) == body
         target = local_path(url)
         # flock is freed when its holder dies; the lock file itself stays and means nothing.
         with filelock.FileLock(str(target) + ".lock"):

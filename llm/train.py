@@ -116,10 +116,10 @@ def open_inputs(spec: TrainSpec) -> Inputs:
 
     Raises DataError or ConfigError when they cannot be used or do not fit together.
     """
-    try:
-        body = files.read_bytes(spec.tokenizer_url)
-    except FileNotFoundError as error:
-        raise ConfigError(f"tokenizer_url: there is no {spec.tokenizer_url}") from error
+    for name in ("tokenizer_url", "dataset_url"):
+        if not files.exists(getattr(spec, name)):
+            raise ConfigError(f"{name}: there is no {getattr(spec, name)}")
+    body = files.read_bytes(spec.tokenizer_url)
     tokenizer = Tokenizer.from_bytes(body)
     model_config = spec.model
     if not model_config.vocab_size:

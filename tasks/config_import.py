@@ -15,8 +15,8 @@ class ImportConfig(Config):
     """Files to read, and where in their records the text and its provenance are."""
 
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (read recursively, without names that start with `.` or `_`) and globs, at
-    any URL fsspec knows."""
+    """Files, folders and globs, at any URL fsspec knows. A folder is read recursively, without
+    names that start with `.` or `_` and without linked folders."""
 
     format: Literal["auto"] | Format = "auto"
     """What the files are; `auto` tells by their extension."""

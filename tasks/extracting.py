@@ -396,8 +396,8 @@ def normalize_text(text: str, config: ExtractConfig) -> str:
         explain=False,
     )
     fixed = ftfy.fix_text(text.translate(_LINE_BREAKS), options).translate(_SPACES)
-    fixed = _TRAILING.sub("", CONTROL.sub("", fixed))
-    fixed = _BLANK_LINES.sub("\n\n", fixed).strip("\n")
+    lines = (line.rstrip(" \t") for line in CONTROL.sub("", fixed).split("\n"))
+    fixed = _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
     return unicodedata.normalize("NFC", fixed)
 
 
@@ -406,7 +406,6 @@ _SPACES: dict[int, str | None] = dict.fromkeys(
     (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "
 )
 _SPACES[0xAD] = None
-_TRAILING = re.compile(r"[ \t]+$", re.M)
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 

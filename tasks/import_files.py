@@ -96,12 +96,21 @@ def _list(pattern: str) -> list[FileRef]:
         root, infos = "/".join(parts[:magic]), fs.glob(path, detail=True)
     else:
         raise ConfigError(f"{pattern} does not exist; {_nearest(fs, path)}")
-    files = {name: info for name, info in infos.items() if info["type"] == "file"}
-    refs = [_ref(fs, name, root, info) for name, info in files.items()]
+    infos = {name: _followed(fs, name, at) for name, at in infos.items()}
+    files = {name: at for name, at in infos.items() if at["type"] == "file"}
+    refs = [_ref(fs, name, root, at) for name, at in files.items()]
     refs = [ref for ref in refs if not _hidden(ref.path)]
     if not refs:
         raise ConfigError(f"{pattern} holds no file to read; {_nearest(fs, path)}")
     return refs
+
+
+def _followed(fs: Any, name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What a link leads to, of which a listing says nothing; the link where it leads nowhere."""
+    try:
+        return fs.info(name) if info.get("islink") else info
+    except FileNotFoundError:
+        return info
 
 
 def _hidden(path: str) -> bool:

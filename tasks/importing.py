@@ -108,8 +108,9 @@ def read_file(file: FileRef, config: ImportConfig, source: str, fetched_at: str)
             rows.documents.append(row)
             rows.n_bytes += len(str(row["text"]))
         if rows.n_bytes >= CHUNK_BYTES or rows.n_rows() >= CHUNK_ROWS:
-            yield rows.chunk()
-            rows = _Rows()
+            # The rows go before the chunk does, so that both are never held while it is used.
+            chunk, rows = rows.chunk(), _Rows()
+            yield chunk
     if rows.n_rows():
         yield rows.chunk()
 

@@ -46,6 +46,7 @@ from tasks.store.store import Ref, Store, now
 CRAWL_STAGE = Stage("crawl", 1)
 IMPORT_STAGE = Stage("import", 1)
 
+PYDOC_HOST = "http://python.loam.test/"
 _NOT_MEANT = frozenset({"kind", "name", "max_loss", "max_age_s"})
 
 
@@ -175,11 +176,11 @@ def _settings(
         from tasks import pydoc_site
 
         site = workdir / "site"
-        pydoc_site.render_site(site, modules=source.modules or None)
+        pydoc_site.render_site(site, PYDOC_HOST, source.modules or None)
         base = stack.enter_context(pydoc_site.serve(site))
         settings = CrawlConfig(
-            seeds=(pydoc_site.HOST,),
-            mirror={pydoc_site.HOST: base},
+            seeds=(PYDOC_HOST,),
+            mirror={PYDOC_HOST: base},
             allow_private=(base.split("/")[2],),
             license="PSF-2.0",
             delay_s=0,

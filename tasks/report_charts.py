@@ -1,7 +1,7 @@
 """The report's charts: inline SVG out of numbers, without a script and without a library.
 
 Text stays at its own size at every width: labels and grid lines stand at percentages of the plot,
-and only the curves lie in a stretched coordinate system. Colors are the page's CSS variables.
+and only the curves lie in a stretched coordinate system. Colours are the page's CSS variables.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from html import escape
 
 from markupsafe import Markup
 
-MAX_POINTS = 400
 _CURVE_UNITS = 10_000
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve of (x, y) points in the order of x; `dashed` tells it apart without color."""
+    """A named curve of (x, y) points in the order of x; `dashed` tells it apart without colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -32,19 +31,25 @@ def line_chart(
     *,
     x_label: str = "step",
     log_y: bool = False,
+    from_zero: bool = False,
     height: int = 240,
+    max_points: int = 400,
 ) -> Markup:
     """A figure with the curves of `series`, axes, and a legend where there are several.
 
-    `log_y` needs values above zero; others are left out, as are infinities and NaN. Returns an
-    empty string where nothing can be drawn.
+    `log_y` needs values above zero; others are left out, as are infinities and NaN. `from_zero`
+    starts a linear axis at zero, so that heights compare. Returns an empty string where nothing
+    can be drawn.
     """
-    curves = [Series(s.name, thin(_drawable(s.points, log_y)), s.dashed) for s in series]
+    curves = [
+        Series(s.name, thin(_drawable(s.points, log_y), max_points), s.dashed) for s in series
+    ]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup("")
     xs = _bounds(x for curve in curves for x, _ in curve.points)
-    ys = _bounds(_height(y, log_y) for curve in curves for _, y in curve.points)
+    floor = [0.0] if from_zero and not log_y else []
+    ys = _bounds([*floor, *(_height(y, log_y) for curve in curves for _, y in curve.points)])
     x_marks = [(_at(tick, xs), tick) for tick in linear_ticks(*xs, 5)]
     y_ticks = log_ticks(10 ** ys[0], 10 ** ys[1]) if log_y else linear_ticks(*ys, 5)
     y_marks = [(100 - _at(_height(tick, log_y), ys), tick) for tick in y_ticks]
@@ -74,11 +79,11 @@ def bar(share: float, label: str) -> Markup:
     )
 
 
-def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points: the means of equal groups of neighbors, with both ends kept."""
-    if len(points) <= MAX_POINTS:
+def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` points: the means of equal groups of neighbours, with both ends kept."""
+    if len(points) <= most:
         return list(points)
-    inner, groups = points[1:-1], MAX_POINTS - 2
+    inner, groups = points[1:-1], most - 2
     thinned = [points[0]]
     for group in range(groups):
         members = inner[len(inner) * group // groups : len(inner) * (group + 1) // groups]

@@ -271,7 +271,10 @@ def _training_charts(data: ReportData) -> dict[str, Markup]:
         return [(step, value) for step, value in values if value is not None]
 
     def small(title: str, field: str, log_y: bool = False) -> Markup:
-        return line_chart(title, [Series(title, logged(field))], log_y=log_y, height=130)
+        curve = Series(title, logged(field))
+        return line_chart(
+            title, [curve], log_y=log_y, from_zero=not log_y, height=130, max_points=120
+        )
 
     validation = [(float(point.step), point.loss) for point in data.validation]
     return {

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.metadata import version
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -88,6 +89,14 @@ class ScrubConfig(Config):
                 'folder of a model with engine = "spacy", and none with "no_op"'
             )
         return self
+
+    def decisive(self) -> dict[str, object]:
+        """What decides the result, for a fingerprint: a model counts by its bytes, not its path."""
+        fields = self.model_dump(exclude={"spacy_model"})
+        if self.spacy_model is None:
+            return fields
+        pinned = {"spacy": version("spacy"), "spacy_model": model_digest(self.spacy_model)}
+        return fields | pinned
 
 
 class Finding(NamedTuple):

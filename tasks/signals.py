@@ -337,7 +337,7 @@ def c4(text: str, lines: list[str]) -> dict[str, float]:
         has_policy = any(phrase in lower for phrase in POLICY_PHRASES)
         javascript += has_script
         policy += has_policy
-        terminal += _TERMINAL_LINE.search(line) is not None
+        terminal += _is_terminal(line)
         if not (has_script or has_policy) and _is_sentence_like(line):
             sentences += _sentences(line)
     return {
@@ -366,13 +366,11 @@ UNSPACED_MARKS = "\u0f0d\u0f0e\u104a\u104b\u17d4\u17d5\u3002\uff01\uff0e\uff1f\u
 """Terminal marks: Unicode's Sentence_Terminal (PropList.txt) for living scripts, with the Greek
 question mark and the Tibetan shad; those of `UNSPACED` scripts apart."""
 
-_CLOSING = "\"'”’»›」』）)\\]"
-_TERMINAL_LINE = re.compile(
-    rf"(?:(?<!\.\.)\.|[{SPACED_MARKS.replace('.', '')}{UNSPACED_MARKS}\"'])[{_CLOSING}]*\s*$"
-)
-_SENTENCE_END = re.compile(
-    rf"(?:[{SPACED_MARKS}][{SPACED_MARKS}{_CLOSING}]*(?=\s|$)|[{UNSPACED_MARKS}][{UNSPACED_MARKS}{_CLOSING}]*)"
-)
+_CLOSING = "\"'”’»›」』）)]"
+_END_RUN = re.compile(rf"[{SPACED_MARKS}{UNSPACED_MARKS}{re.escape(_CLOSING)}]+")
+_SPACED_MARK = re.compile(rf"[{SPACED_MARKS}]")
+_UNSPACED_MARK = re.compile(rf"[{UNSPACED_MARKS}]")
+_PUNCTUATED = re.compile(rf"[{SPACED_MARKS}{UNSPACED_MARKS}]$")
 _MIN_LINE_WORDS = 3
 _MAX_WORD_CHARS = 1000
 
@@ -382,11 +380,21 @@ def _is_sentence_like(line: str) -> bool:
     return len(words) >= _MIN_LINE_WORDS and max(map(len, words)) <= _MAX_WORD_CHARS
 
 
+def _is_terminal(line: str) -> bool:
+    line = line.rstrip()
+    return line.endswith(('"', "'")) or (
+        _PUNCTUATED.search(line.rstrip(_CLOSING)) is not None and not line.endswith("...")
+    )
+
+
 def _sentences(line: str) -> int:
-    ends = [found.end() for found in _SENTENCE_END.finditer(line)]
-    if not ends:
-        return 1
-    return len(ends) + bool(line[ends[-1] :].strip())
+    count = end = 0
+    for run in _END_RUN.finditer(line):
+        at_space = run.end() == len(line) or line[run.end()].isspace()
+        marks = run.group()
+        if _UNSPACED_MARK.search(marks) or (at_space and _SPACED_MARK.search(marks)):
+            count, end = count + 1, run.end()
+    return count + bool(line[end:].strip())
 
 
 def fineweb(text: str, words: Words, lines: list[str]) -> dict[str, float]:
@@ -402,9 +410,6 @@ def fineweb(text: str, words: Words, lines: list[str]) -> dict[str, float]:
         "short_line_share": _share(len(line) <= 30 for line in lines),
         "newline_ratio": text.count("\n") / len(words.ids),
     }
-
-
-_PUNCTUATED = re.compile(rf"[{SPACED_MARKS}{UNSPACED_MARKS}]$")
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -32,7 +32,7 @@ from tasks.crawling.result import (
 )
 from tasks.crawling.robots import RobotsCache
 from tasks.crawling.sitemaps import read_sitemaps
-from tasks.crawling.urls import Mirror, canonical_url, origin_of
+from tasks.crawling.urls import Mirror, canonical_url, netloc_of, origin_of
 from tasks.crawling.warc import WarcWriter
 from tasks.store.rows import document_id
 from tasks.store.schema import PAGES
@@ -41,6 +41,7 @@ from tasks.store.schema import PAGES
 _SERVER_TROUBLE = frozenset(
     {"error:timeout", "error:network", *(f"error:http_{status}" for status in OVERLOADED)}
 )
+_HOST_SHUT = frozenset({"error:host_given_up", "error:robots"})
 
 
 def crawl(
@@ -113,8 +114,6 @@ class _Crawl:
             await self._levels(starts)
         if self.budget_ended:
             problems.append(f"the budget of {self.config.max_pages} pages ended it")
-        problems += [f"{host}: {why}" for host, why in self.fetcher.given_up.items()]
-        problems += [f"{url}/robots.txt: {why}" for url, why in self.robots.unreadable.items()]
         return self._result(problems)
 
     async def _starts(self) -> tuple[list[str], list[str]]:
@@ -167,9 +166,8 @@ class _Crawl:
         key = self._key(depth, urls)
         batch = self.journal.load(key)
         if batch is None:
-            batch = self.journal.save(key, await self._fetch_batch(urls, key, depth))
-        else:
-            self.n_fetched += len(urls)
+            return self.journal.save(key, await self._fetch_batch(urls, key, depth))
+        self.n_fetched += len(urls)
         self.n_pages += sum(outcome.outcome in ALIVE for outcome in batch.seen)
         return batch
 
@@ -178,16 +176,12 @@ class _Crawl:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     async def _fetch_batch(self, urls: list[str], key: str, depth: int) -> Batch:
-        fetched_pages = 0
-
         async def visit(url: str) -> _Visit:
-            nonlocal fetched_pages
             result = await self._visit(url, warc)
-            fetched_pages += result.outcome.outcome in ALIVE
+            self.n_pages += result.outcome.outcome in ALIVE
             self.n_fetched += 1
             self.n_queued -= 1
-            pages = self.n_pages + fetched_pages
-            self.on_progress(Progress(depth, self.n_fetched, pages, self.n_queued))
+            self.on_progress(Progress(depth, self.n_fetched, self.n_pages, self.n_queued))
             return result
 
         with WarcWriter(self.workdir, key[:16]) as warc:
@@ -315,11 +309,7 @@ class _Crawl:
         ]
         alive = [o for o in outcomes if o.outcome in ALIVE or o.outcome.startswith("error:")]
         gone = self._ids(o for o in outcomes if o.outcome == "gone")
-        # What an unknown URL led to is lost with it; a known page's links are still at hand.
-        lost = [o for o in fetched if o.outcome in _SERVER_TROUBLE]
-        lost = [o for o in lost if document_id(self.source, o.url) not in self.known]
-        if lost:
-            problems.append(f"{len(lost)} URLs not known before failed, such as {lost[0].url}")
+        problems = problems + self._troubles(fetched)
         return CrawlResult(
             batches=tuple(self.batches),
             outcomes=tuple(sorted(outcomes, key=lambda outcome: outcome.url)),
@@ -328,6 +318,17 @@ class _Crawl:
             counts=dict(sorted(Counter(o.outcome for o in outcomes).items())),
             incomplete_because=tuple(problems),
         )
+
+    def _troubles(self, fetched: list[Outcome]) -> list[str]:
+        """Why pages may have been missed; from outcomes alone, so that a resumed crawl agrees."""
+        shut = {netloc_of(o.url): o.detail for o in fetched if o.outcome in _HOST_SHUT}
+        troubles = [f"{host}: {detail}" for host, detail in sorted(shut.items())]
+        # What an unknown URL led to is lost with it; a known page's links are still at hand.
+        lost = [o.url for o in fetched if o.outcome in _SERVER_TROUBLE]
+        lost = [url for url in lost if document_id(self.source, url) not in self.known]
+        if lost:
+            troubles.append(f"{len(lost)} URLs not known before failed, such as {lost[0]}")
+        return troubles
 
     def _ids(self, outcomes: Iterable[Outcome]) -> set[str]:
         return {document_id(self.source, outcome.url) for outcome in outcomes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -23,6 +24,8 @@ OVERLOADED = frozenset({429, 502, 503, 504})
 _RETRIED = OVERLOADED | {500}
 _ACCEPT = "text/html,application/xhtml+xml;q=0.9,text/plain;q=0.8,*/*;q=0.1"
 _KEEPALIVE_S = 15.0
+# A short body that nobody wants is read all the same: the connection can then be used again.
+_DRAINED_BYTES = 64 * 1024
 
 
 class FetchError(LoamError):
@@ -116,6 +119,7 @@ class Fetcher:
         self._hosts: dict[str, _Host] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
         self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpcore.default_ssl_context(),
             max_connections=config.concurrency,
             keepalive_expiry=_KEEPALIVE_S,
             network_backend=GuardedBackend(config.allow_private, resolver),
@@ -131,12 +135,6 @@ class Fetcher:
         trace: TracebackType | None,
     ) -> None:
         await self._pool.aclose()
-
-    @property
-    def given_up(self) -> dict[str, str]:
-        """The hosts that were given up, and why."""
-        hosts = sorted(self._hosts.items())
-        return {name: host.given_up for name, host in hosts if host.given_up}
 
     def raise_delay(self, netloc: str, seconds: float) -> None:
         """Honors a Crawl-Delay, up to the configured cap."""
@@ -171,9 +169,8 @@ class Fetcher:
         """
         ask = _Ask(url, limit, prefix, conditional, media_types)
         host = self._host(netloc_of(url))
-        async with (
-            host.slots
-        ):  # through all attempts, so that few URLs find out that a host is down
+        # The slot is held through all attempts, so that few URLs find out that a host is down.
+        async with host.slots:
             for attempt in range(self._config.retries + 1):
                 await host.turn()
                 if host.given_up:
@@ -243,6 +240,8 @@ class Fetcher:
             head = _head(ask.url, request, answer)
             wanted = ask.media_types is None or head.media_type in (None, *ask.media_types)
             if head.status != 200 or not wanted:
+                with suppress(httpcore.ProtocolError, httpcore.NetworkError):
+                    await _read(answer, head, _DRAINED_BYTES, False)
                 return head
             raw, cut = await _read(answer, head, ask.limit, ask.prefix)
         if cut and not ask.prefix:

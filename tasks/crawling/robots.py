@@ -62,12 +62,6 @@ class RobotsCache:
             self._tasks[origin] = asyncio.create_task(self._fetch(origin))
         return await self._tasks[origin]
 
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """The origins whose rules could not be read, and why."""
-        done = sorted((origin, task.result()) for origin, task in self._tasks.items())
-        return {origin: str(robots.error) for origin, robots in done if robots.error}
-
     async def _fetch(self, origin: str) -> Robots:
         url = f"{origin}/robots.txt"
         try:

@@ -129,7 +129,7 @@ def test_sigterm_checkpoints_and_exits_75_and_the_run_goes_on(tmp_path: Path) ->
     assert told(stopped) == told(undisturbed)
 
 
-SHORT = {"steps": 6, "checkpoint_every": 3, "eval_every": 3, "eval_windows": 2, "sample_every": 3}
+SHORT = {"steps": 4, "checkpoint_every": 2, "eval_every": 2, "eval_windows": 2, "sample_every": 2}
 
 
 def test_a_run_that_dies_at_any_write_ends_where_an_undisturbed_run_ends(
@@ -251,7 +251,7 @@ def test_the_result_names_weights_that_hash_to_what_it_says(tmp_path: Path) -> N
     assert hashlib.sha256(body).hexdigest() == result["weights"]["sha256"]
     weights = safetensors.torch.load(body)
     assert sum(tensor.numel() for tensor in weights.values()) == result["n_parameters"]
-    assert result["steps"] == 6
+    assert result["steps"] == 4
     whole = json.loads((path_of(spec) / "result.json").read_bytes())
     assert whole == result
     assert result["validation"]["n_tokens"] > 5 * MODEL.context_length  # Not a few windows.
@@ -305,6 +305,13 @@ def test_a_model_with_too_few_rows_for_the_tokenizer_is_refused(tmp_path: Path) 
     spec = small_spec(tmp_path)
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"vocab_size": 9})})
     with pytest.raises(ConfigError, match=r"vocab_size is 9, but the tokenizer has 24"):
+        train(spec)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "dataset"])
+def test_an_input_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    spec = small_spec(tmp_path).model_copy(update={f"{name}_url": "/nowhere/at.all"})
+    with pytest.raises(ConfigError, match=rf"{name}_url: there is no /nowhere/at\.all"):
         train(spec)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import ConfigError
-from tasks.scrubbing import Scrubber, ScrubConfig, model_digest, scrub_shard, scrub_text
+from tasks.scrubbing import Scrubber, ScrubConfig, scrub_shard, scrub_text
 from tasks.store.rows import text_digest
 from tasks.store.schema import DOCUMENTS, FINDINGS
 from tests.shared_data import shared_data
@@ -244,10 +244,15 @@ def test_spacy_from_a_folder_finds_people(tmp_path: Path):
     config = ScrubConfig(
         entities=("PERSON", "EMAIL_ADDRESS"), engine="spacy", spacy_model=str(model)
     )
+    decisive = config.decisive()
     scrubber = Scrubber(config)
     text, _ = scrub_text("Angela Merkel met Barack Obama; ask am@example.com.", scrubber)
     assert text == "<PERSON_1> met <PERSON_2>; ask <EMAIL_1>."
     assert scrub_text(text, scrubber) == (text, [])
     long = "Barack Obama spoke to the press about the weather. " * 3000
     assert "Obama" not in scrub_text(long, scrubber)[0]
-    assert model_digest(str(model)) == model_digest(str(model))
+    model.rename(tmp_path / "elsewhere")
+    moved = config.model_copy(update={"spacy_model": str(tmp_path / "elsewhere")})
+    assert moved.decisive() == decisive
+    (tmp_path / "elsewhere" / "config.cfg").write_text("changed")
+    assert moved.decisive() != decisive

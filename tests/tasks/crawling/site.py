@@ -79,6 +79,9 @@ class Site(ThreadingHTTPServer):
         self.seen_headers: list[dict[str, str]] = []
         self.bytes_sent = 0
 
+    def handle_error(self, *_: object) -> None:
+        """A crawler that hangs up is no error of the server."""
+
     @property
     def host(self) -> str:
         return f"127.0.0.1:{self.server_port}"

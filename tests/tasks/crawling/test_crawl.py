@@ -305,7 +305,8 @@ def test_a_site_that_answers_503_all_night_is_given_up_and_keeps_its_pages(store
         site.routes = {"/robots.txt": robots}
         site.fallback = lambda _: Answer(b"", 503)
         config = quick_config(site, retries=2, give_up_after=3, per_host=1)
-        second = store.crawl(config)
+        journal = DictJournal()
+        second = store.crawl(config, journal)
         assert len(site.pages_asked_for()) == 3 * 3
         assert not second.complete
         assert "3 URLs in a row failed" in second.incomplete_because[0]
@@ -313,6 +314,8 @@ def test_a_site_that_answers_503_all_night_is_given_up_and_keeps_its_pages(store
         assert rows_of(second) == []
         assert second.counts == {"error:host_given_up": 28, "error:http_503": 3}
         assert second.seen_ids == first.seen_ids
+        resumed = store.crawl(config, journal)
+        assert resumed.incomplete_because == second.incomplete_because
 
 
 def test_a_host_that_asks_for_too_long_a_pause_is_given_up_at_once(store):
