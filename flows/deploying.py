@@ -104,7 +104,6 @@ def _deployment(
             },
             description=f"{_first_line(scheduled.flow)} Deployed from `{config_path}`.",
             tags=["loam", config.name],
-            version=str(scheduled.flow.version),
             work_pool_name=WORK_POOL,
             job_variables={
                 "command": shlex.join([sys.executable, "-m", "prefect.engine"]),

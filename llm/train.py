@@ -402,7 +402,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m llm.train", description="Trains a model.")
     parser.add_argument("spec", help="path or URL of the run's spec, a JSON file")
-    spec_url = parser.parse_args(arguments).spec
+    parser.add_argument(
+        "--stop-at-eof",
+        action="store_true",
+        help="stop, with a checkpoint, when standard input closes: whoever held it is gone",
+    )
+    options = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     stop = threading.Event()
 
@@ -412,8 +417,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
+    if options.stop_at_eof:
+        threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
     try:
-        spec = _read_spec(spec_url)
+        spec = _read_spec(options.spec)
         if not files.exists(f"{spec.run_url}/run.json"):
             for finding in preflight(spec).findings:
                 print(finding, file=sys.stderr)
@@ -425,6 +432,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _stop_at_eof(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(1 << 16):
+        pass
+    stop.set()
 
 
 def _read_spec(url: str) -> TrainSpec:

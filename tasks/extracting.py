@@ -245,7 +245,7 @@ def _may_be_deep(html: str, limit: int) -> bool:
     data = np.frombuffer(html.encode("utf-8", "replace") + b" ", dtype=np.uint8)
     after = data[np.flatnonzero(data[:-1] == ord("<")) + 1] | 0x20
     steps = ((after >= ord("a")) & (after <= ord("z"))).astype(np.int64)
-    steps -= after == ord("/") | 0x20
+    steps -= after == ord("/")
     return bool(np.cumsum(steps).max() > limit)
 
 
@@ -278,8 +278,8 @@ def _main_text(tree: HTMLTree, html: str, config: ExtractConfig) -> str:
     return other if _visible_length(other) > _visible_length(main) else main
 
 
-# resiliparse parts table cells with two tabs; an empty first cell is only layout.
-_EMPTY_CELL = re.compile(r"^[ \xa0]+\t\t[ \xa0]*", re.M)
+# resiliparse parts table cells with two tabs; empty cells before the first word are layout.
+_EMPTY_CELL = re.compile(r"^(?:[ \xa0]+\t\t)+[ \xa0]*", re.M)
 _CELL_BREAK = re.compile(r"(?<=\S)[ \xa0]*\t\t[ \xa0]*")
 
 
@@ -351,23 +351,22 @@ def license_id(url: str) -> str | None:
     for pattern, name in _LICENSES:
         found = pattern.search(url)
         if found:
-            given = "-".join(part.upper() for part in found.groups() if part)
-            return f"{name}-{given}" if given else name
+            return "-".join([*name, *(part.upper() for part in found.groups() if part)])
     return None
 
 
 _LICENSES = tuple(
     (re.compile(pattern, re.I), name)
-    for pattern, name in (
+    for pattern, *name in (
         (r"creativecommons\.org/licenses/(by(?:-nc)?(?:-nd|-sa)?)/(\d\.\d)(?:/(\w\w)\b)?", "CC"),
         (r"creativecommons\.org/publicdomain/zero/(\d\.\d)", "CC0"),
         (r"creativecommons\.org/publicdomain/mark/(\d\.\d)", "CC-PDM"),
         (r"apache\.org/licenses/LICENSE-(2\.0)", "Apache"),
-        (r"opensource\.org/licenses?/(mit)\b", ""),
-        (r"gnu\.org/(?:licenses|copyleft)/(gpl|lgpl|agpl)-(\d\.\d)", ""),
+        (r"opensource\.org/licenses?/(mit)\b",),
+        (r"gnu\.org/(?:licenses|copyleft)/(gpl|lgpl|agpl)-(\d\.\d)",),
         (r"gnu\.org/(?:licenses|copyleft)/fdl-(\d\.\d)", "GFDL"),
     )
-)  # fmt: skip
+)
 
 
 def normalize_text(text: str, config: ExtractConfig) -> str:

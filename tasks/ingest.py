@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from llm.errors import ConfigError, DataError
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
-from tasks.importing import read_file, read_files
-from tasks.import_files import FileRef
+from tasks.importing.files import FileRef, read_files
+from tasks.importing.rows import read_file
 from tasks.journal import StoreJournal, open_session
 from tasks.payloads import PayloadReader
 from tasks.progress import tally

@@ -7,18 +7,20 @@ one that came of a corpus, the newest stage first; what led to it is found by fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm.errors import DataError
 from tasks.store.corpus import Shard, open_corpus, out_ids, snapshot_shards
-from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
-from tasks.store.schema import DOCUMENTS, DROPS, PAGES, QUARANTINE
+from tasks.store.records import Manifest, ManifestRef, ObjectRef
+from tasks.store.schema import DOCUMENTS, DROPS, PAGES, QUARANTINE, Schema
 from tasks.store.store import Store
 
 SNAPSHOT_STAGES = frozenset({"crawl", "import"})
+_WITHOUT_SHARDS = frozenset({"dataset"})
 
 # Counting the bytes of live text reads the text: beyond so many stored bytes it is left out.
 MEASURED_BYTES = 4 << 30
@@ -65,14 +67,14 @@ class DropSample:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Records that could not be read, for one reason, and the first of them by place."""
+    """Records of a source that could not be read, for one reason; `examples` are the first of
+    them as (locator, detail)."""
 
     source: str
     stage: str
     reason: str
     count: int
-    examples: tuple[tuple[str, str | None], ...] = field(default=())
-    """(locator, detail)"""
+    examples: tuple[tuple[str, str | None], ...]
 
 
 def lineage(store: Store, manifest: Manifest) -> list[Manifest]:
@@ -97,8 +99,8 @@ def stage_name(manifest: Manifest) -> str:
 
 def funnel(store: Store, manifest: Manifest) -> list[FunnelRow]:
     """Every stage that led to the manifest, in order."""
-    line = lineage(store, manifest)
-    sizes = _live_text_bytes(store, line)
+    line = _corpus_line(store, manifest)
+    sizes = _live_text_bytes(store, line) if line else {}
     return [
         FunnelRow(
             stage=stage_name(one),
@@ -108,7 +110,7 @@ def funnel(store: Store, manifest: Manifest) -> list[FunnelRow]:
             text_bytes=sizes.get(one.ref),
             seconds=one.provenance.get("seconds"),
         )
-        for one in line
+        for one in lineage(store, manifest)
     ]
 
 
@@ -134,12 +136,12 @@ def drop_samples(store: Store, manifest: Manifest, reason: str, n: int) -> list[
             f"nothing was dropped as '{reason}'; reasons there are: {', '.join(known) or 'none'}"
         )
     rows = [row for one in stages for row in _first_dropped(store, one, reason, n)]
-    rows = sorted(rows, key=lambda row: str(row["id"]))[:n]
-    ids = [str(row["id"]) for row in rows]
+    rows = sorted(rows, key=lambda row: row["id"])[:n]
+    ids = [row["id"] for row in rows]
     urls, excerpts = _urls(store, line, ids), _excerpts(store, line, ids)
     return [
-        DropSample(**{**row, "url": urls.get(id), "excerpt": excerpts.get(id, "")})
-        for id, row in zip(ids, rows, strict=True)
+        DropSample(**row, url=urls.get(row["id"]), excerpt=excerpts.get(row["id"], ""))
+        for row in rows
     ]
 
 
@@ -163,7 +165,7 @@ def _corpus_line(store: Store, manifest: Manifest) -> list[Manifest]:
     return [
         one
         for one in lineage(store, manifest)
-        if one.stage == "extract" or "corpus" in one.inputs and one.receipts is not None
+        if one.stage == "extract" or ("corpus" in one.inputs and one.stage not in _WITHOUT_SHARDS)
     ]
 
 
@@ -177,7 +179,7 @@ def _before(store: Store, manifest: Manifest) -> tuple[Shard, ...]:
 
 def _first_dropped(
     store: Store, manifest: Manifest, reason: str, n: int
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """The first `n` live rows by id that a stage dropped for `reason`."""
     found = [DROPS.empty()]
     shards = _before(store, manifest)
@@ -195,9 +197,8 @@ def _urls(store: Store, line: Sequence[Manifest], ids: Sequence[str]) -> dict[st
     found: dict[str, str] = {}
     for shard in _before(store, line[0]):
         for schema in (PAGES, DOCUMENTS):
-            if schema.kind in shard.extras:
-                rows = _rows(store, shard.extras[schema.kind], ids, ["id", "url"], schema)
-                found |= {row["id"]: row["url"] for row in rows if row["id"] not in shard.dead}
+            rows = _wanted(store, shard.extras.get(schema.kind), schema, ids, ["id", "url"])
+            found |= {row["id"]: row["url"] for row in rows if row["id"] not in shard.dead}
     return found
 
 
@@ -206,34 +207,75 @@ def _excerpts(store: Store, line: Sequence[Manifest], ids: Sequence[str]) -> dic
     texts: dict[str, str] = {}
     scrubbed = next((one for one in line if one.stage == "scrub"), None)
     if scrubbed is not None:
-        texts = _texts(store, store.receipts(scrubbed), ids)
-    raw = _texts(store, store.receipts(line[0]), [id for id in ids if id not in texts])
+        texts = _texts(store, line[0], scrubbed, ids)
+    raw = _texts(store, line[0], line[0], [id for id in ids if id not in texts])
     if raw:
-        from tasks.scrubbing import ScrubConfig, Scrubber, scrub_text
+        from tasks.scrub import Scrubber, ScrubConfig, scrub_text
 
-        settings = scrubbed.payload["config"] if scrubbed else {}
-        fields = {name: settings[name] for name in ScrubConfig.model_fields if name in settings}
-        scrubber = Scrubber(ScrubConfig.model_validate(fields))
+        config = scrubbed.payload["config"] if scrubbed else {}
+        scrubber = Scrubber(ScrubConfig.model_validate(config))
         texts |= {id: scrub_text(text, scrubber)[0] for id, text in raw.items()}
     return {id: _shortened(text) for id, text in texts.items()}
 
 
-def _texts(store: Store, receipts: Sequence[Receipt], ids: Sequence[str]) -> dict[str, str]:
-    if not ids:
-        return {}
-    return {
-        row["id"]: row["text"][:_VIEWED_CHARACTERS]
-        for receipt in receipts
-        for row in _rows(store, receipt.output(DOCUMENTS.kind), ids, ["id", "text"], DOCUMENTS)
-    }
+def _texts(
+    store: Store, extracted: Manifest, written: Manifest, ids: Sequence[str]
+) -> dict[str, str]:
+    """The beginnings of texts as the stage of `written` wrote them; dead rows have none."""
+    found: dict[str, str] = {}
+    for shard, receipt in zip(_before(store, extracted), store.receipts(written), strict=True):
+        ref = receipt.output(DOCUMENTS.kind)
+        for row in _wanted(store, ref, DOCUMENTS, ids, ["id", "text"]):
+            if row["id"] not in shard.dead:
+                found[row["id"]] = row["text"][:_VIEWED_CHARACTERS]
+    return found
 
 
-def _rows(
-    store: Store,
-    ref: ObjectRef | None,
-    ids: Sequence[str],
-    columns: list[str],
-    schema: object,
+def _wanted(
+    store: Store, ref: ObjectRef | None, schema: Schema, ids: Sequence[str], columns: list[str]
 ) -> list[dict[str, str]]:
-    """The rows with those ids, of an object whose texts are read only if it holds one of them."""
-    raise NotImplementedError
+    """The rows of an object with those ids; it is only read in full where it holds one."""
+    wanted = pa.array(ids, pa.string())
+    held = store.read_table(ref, schema, ["id"]).column("id")
+    if not pc.any(pc.is_in(held, value_set=wanted)).as_py():
+        return []
+    rows = store.read_table(ref, schema, columns)
+    return rows.filter(pc.is_in(rows.column("id"), value_set=wanted)).to_pylist()
+
+
+def _shortened(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= EXCERPT_CHARACTERS else words[: EXCERPT_CHARACTERS - 1] + "…"
+
+
+def _live_text_bytes(store: Store, line: Sequence[Manifest]) -> dict[ManifestRef, int]:
+    """UTF-8 bytes of the live text after each stage that sees documents; empty when too large."""
+    extracted = line[0]
+    before = _before(store, extracted)
+    refs = [receipt.output(DOCUMENTS.kind) for receipt in store.receipts(extracted)]
+    if sum(ref.bytes for ref in refs if ref) > MEASURED_BYTES:
+        return {}
+    live = [
+        _without(_sizes(store, ref), shard.dead) for ref, shard in zip(refs, before, strict=True)
+    ]
+    totals: dict[ManifestRef, int] = {}
+    for one in line:
+        for index, receipt in enumerate(store.receipts(one)):
+            if one.stage == "scrub":
+                kept = live[index].column("id").combine_chunks()
+                sizes = _sizes(store, receipt.output(DOCUMENTS.kind))
+                live[index] = sizes.filter(pc.is_in(sizes.column("id"), value_set=kept))
+            dropped = store.read_table(receipt.output(DROPS.kind), DROPS, ["id"])
+            live[index] = _without(live[index], dropped.column("id").to_pylist())
+        totals[one.ref] = sum(pc.sum(part.column("bytes")).as_py() or 0 for part in live)
+    return totals
+
+
+def _sizes(store: Store, ref: ObjectRef | None) -> pa.Table:
+    rows = store.read_table(ref, DOCUMENTS, ["id", "text"])
+    return pa.table({"id": rows["id"], "bytes": pc.binary_length(rows["text"])})
+
+
+def _without(sizes: pa.Table, ids: Sequence[str]) -> pa.Table:
+    gone = pc.is_in(sizes.column("id"), value_set=pa.array(ids, pa.string()))
+    return sizes.filter(pc.invert(gone))

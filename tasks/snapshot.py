@@ -84,17 +84,23 @@ def append(
     """Appends an ingest to a source's snapshot and moves its ref.
 
     Where another run moved the ref meanwhile, that run's snapshot is returned: it looked at the
-    same source at the same time.
+    same source at the same time. Raises DataError when an id comes twice, or is gone and new.
     """
     store = run.store
-    dead = [{"shard": live[row].shard, "id": row, "reason": "gone"} for row in found.gone]
+    seen_ids = set(found.gone)
+    dead = [{"shard": live[row].shard, "id": row, "reason": "gone"} for row in sorted(seen_ids)]
     digest = int(previous.data_digest, 16) if previous else 0
     receipts = store.receipts(previous) if previous else []
     n_new = 0
     for shard in _cut(run, found.rows):
-        superseded = [row for row in shard.column("id").to_pylist() if row in live]
+        ids = shard.column("id").to_pylist()
+        if len(set(ids)) < len(ids) or not seen_ids.isdisjoint(ids):
+            raise DataError(f"{source}: an ingest tells of one id twice; give each row once")
+        seen_ids.update(ids)
         dead += [
-            {"shard": live[row].shard, "id": row, "reason": "superseded"} for row in superseded
+            {"shard": live[row].shard, "id": row, "reason": "superseded"}
+            for row in ids
+            if row in live
         ]
         ref = store.put_table(shard, found.schema)
         if ref is None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from llm.config import Config
 from tasks.crawling.config import CrawlConfig
-from tasks.importing import ImportConfig
+from tasks.importing.config import ImportConfig
 
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
 

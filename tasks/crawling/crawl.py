@@ -263,6 +263,7 @@ class _Crawl:
             "fetched_at": date,
             "warc": str(path),
             "warc_offset": offset,
+            "payload_bytes": len(response.body),
             "etag": response.header("etag"),
             "last_modified": response.header("last-modified"),
         }

@@ -46,7 +46,8 @@ def read_page(
     if document is None:
         return PageNotes((), _says(directives, "noindex"))
     base, found = url, []
-    for meta in document.query_selector_all("meta[content]"):
+    # A slice is one pass; iterating the collection itself builds all of it again for each element.
+    for meta in document.query_selector_all("meta[content]")[:]:
         content = meta.getattr("content") or ""
         if (meta.getattr("name") or "").strip().lower() in ("robots", token.lower()):
             directives |= {word.strip().lower() for word in content.split(",")}
@@ -58,7 +59,7 @@ def read_page(
         base = canonical_url(first_base.getattr("href") or "", url) or url
     if _says(directives, "nofollow"):
         return PageNotes((), _says(directives, "noindex"))
-    for element in document.query_selector_all(_LINKS):
+    for element in document.query_selector_all(_LINKS)[:]:
         if "nofollow" not in (element.getattr("rel") or "").lower().split():
             found.append(element.getattr("href") or element.getattr("src") or "")
     targets = (canonical_url(link, base) for link in found)

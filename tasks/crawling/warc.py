@@ -95,15 +95,20 @@ def read_payload(source: BinaryIO | bytes | Path, offset: int) -> tuple[int, Hea
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     stream.seek(offset)
     try:
-        record = next(iter(ArchiveIterator(stream)), None)
+        archive = ArchiveIterator(stream, parse_http=True, auto_decode="transfer")
+        record = next(iter(archive), None)
         if record is None or record.record_type != WarcRecordType.response:
             raise DataError("it is not the start of a response record")
         head = record.http_headers
         raw = record.reader.read()
-        if head is None or head.status_code is None or len(raw) < record.content_length:
-            raise DataError("the record is cut short")
+        if head is None or head.status_code is None:
+            raise DataError("the record holds no HTTP response")
         headers = head.to_tuples()
-        encoding = next((v for k, v in headers if k.lower() == "content-encoding"), None)
+        named = {name.lower(): value for name, value in headers}
+        # A body that was sent in chunks is shorter without their marks.
+        if "transfer-encoding" not in named and len(raw) < record.content_length:
+            raise DataError("the record is cut short")
+        encoding = named.get("content-encoding")
         body, _ = decode_body(raw, encoding, MAX_WARC_BYTES)
     except (OSError, ValueError, DataError) as error:
         raise DataError(f"no payload at offset {offset} of the WARC file: {error}") from None

@@ -27,7 +27,7 @@ VERDICTS = frozenset({"dedup", "decontaminate"})
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its text, what its own filters dropped, what later verdicts dropped, its dead.
+    """One shard: its text, what its own filters dropped, what else a reader skips, its dead.
 
     `extras` holds what else was measured of it, by kind: signals, findings, labels, ...
     """
@@ -103,8 +103,14 @@ def _after(shard: Shard, stage: str, receipt: Receipt) -> Shard:
         elif ref.kind != DOCUMENTS.kind:
             shard = replace(shard, extras={**shard.extras, ref.kind: ref})
     if stage == "scrub":
-        # Its text lacks what the shard's own filters dropped: nothing is left to filter.
-        shard = replace(shard, text=receipt.output(DOCUMENTS.kind), filtered=())
+        # Its text lacks what the shard's own filters dropped, so that no later measurement depends
+        # on them; what was measured before it still holds those rows.
+        shard = replace(
+            shard,
+            text=receipt.output(DOCUMENTS.kind),
+            filtered=(),
+            verdicts=(*shard.filtered, *shard.verdicts),
+        )
     return shard
 
 

@@ -95,4 +95,10 @@ def hold_file(run: Run, name: str, url: str, kind: str, sha256: str | None = Non
             raise ConfigError(f"{name}: {url} has sha256 {found}, the config expects {sha256}")
         return run.store.put_bytes(body, kind, Path(url).suffix.lstrip(".") or "bin")
 
-    return hold(run, name, {"url": url}, make)
+    pin = hold(run, name, {"url": url}, make)
+    if sha256 is not None and pin.object.sha256 != sha256:
+        raise ConfigError(
+            f"'{name}' is pinned with sha256 {pin.object.sha256}, the config expects {sha256}: "
+            f"set it back, or let go of the pin with `loam repin {name}`"
+        )
+    return pin

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm.errors import ConfigError, StorageError
-from tasks.config_import import ImportConfig
-from tasks.import_readers import iso_utc
+from tasks.importing.config import ImportConfig
+from tasks.importing.readers import iso_utc
 
 # A listing kept by s3fs goes stale.
 OPTIONS = {"use_listings_cache": False}

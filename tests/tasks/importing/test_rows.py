@@ -24,9 +24,11 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from llm.errors import ConfigError, StorageError
-from tasks import importing
-from tasks.import_readers import blocks, lines
-from tasks.importing import Chunk, ImportConfig, read_file, read_files
+from tasks.importing import rows
+from tasks.importing.config import ImportConfig
+from tasks.importing.files import read_files
+from tasks.importing.readers import blocks, lines
+from tasks.importing.rows import Chunk, read_file
 from tasks.store.rows import document_id, text_digest
 from tasks.store.schema import DOCUMENTS, PAGES, QUARANTINE
 from tests.shared_data import shared_data
@@ -545,7 +547,7 @@ def test_a_failing_storage_stops_the_import_and_loses_no_document(tmp_path, monk
     def fail(opened: object) -> None:
         raise OSError(errno.EIO, "the line is dead")
 
-    monkeypatch.setattr(importing.readers, "blocks", fail)
+    monkeypatch.setattr(rows.readers, "blocks", fail)
     with pytest.raises(StorageError, match=r"a\.txt: reading failed: .*the line is dead"):
         list(read_file(file, config, "s", NOW))
     monkeypatch.undo()
@@ -555,7 +557,7 @@ def test_a_failing_storage_stops_the_import_and_loses_no_document(tmp_path, monk
 
 
 def test_a_large_file_comes_in_chunks(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(importing, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(*({"text": str(i) * 300} for i in range(10))))
     config = ImportConfig(paths=(str(path),))

@@ -15,15 +15,13 @@ from typing import IO, Any
 import pyarrow as pa
 
 from llm.errors import StorageError
-from tasks import import_readers as readers
-from tasks.config_import import Format, ImportConfig
 from tasks.crawling.urls import canonical_url
-from tasks.import_files import OPTIONS, FileRef, explained, read_files
-from tasks.import_readers import Broken, Page, Record, Reject
+from tasks.importing import readers
+from tasks.importing.config import Format, ImportConfig
+from tasks.importing.files import OPTIONS, FileRef, explained
+from tasks.importing.readers import Broken, Page, Record, Reject
 from tasks.store.rows import canonical_meta, document_id, text_digest
 from tasks.store.schema import DOCUMENTS, PAGES, QUARANTINE
-
-__all__ = ["Chunk", "FileRef", "ImportConfig", "read_file", "read_files"]
 
 EXTENSIONS: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import ConfigError
-from tasks.scrubbing import Scrubber, ScrubConfig, scrub_shard, scrub_text
+from tasks.scrub import Scrubber, ScrubConfig, scrub_shard, scrub_text
 from tasks.store.rows import text_digest
 from tasks.store.schema import DOCUMENTS, FINDINGS
 from tests.shared_data import shared_data

@@ -1,0 +1,282 @@
+"""What a run would do, found by walking the recipes themselves: without Prefect, without work.
+
+The recipes stop at the first stage that has something to do; the stages after it follow, and are
+run or reused depending on what it gives. How long that takes and how much it writes is told from
+the last run of each stage, and where there is none from rates measured once.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from flows.config import PipelineConfig
+from flows.corpus import grow_corpus
+from flows.model import grow_model
+from flows.running import RunOptions, open_run
+from llm.config_model import n_parameters
+from llm.metrics import read_metrics
+from tasks.importing.files import read_files
+from tasks.ingest import ingest
+from tasks.sources import CrawlSource, ImportSource, Source
+from tasks.store.records import Manifest
+from tasks.store.run import Run, Visit, WouldRun
+from tasks.store.schema import PAGES
+from tasks.store.store import Store
+
+CORPUS_STAGES = (
+    "extract", "annotate", "select", "signatures", "dedup", "scrub", "matches", "decontaminate",
+    "split", "publish",
+)  # fmt: skip
+MODEL_STAGES = ("tokenise", "dataset", "publish", "train", "evaluate", "export", "register")
+
+Action = Literal["reuse", "run", "follows"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one core and bytes written, both for a byte of text."""
+
+    seconds: float
+    written: float
+
+
+# Per byte of text; measured with `flows/configs/quickstart.toml` on one core (2.1 GHz, x86-64).
+COSTS = {
+    "extract": Cost(2.0e-6, 0.25),
+    "annotate": Cost(4.0e-6, 0.05),
+    "select": Cost(0.02e-6, 0.01),
+    "signatures": Cost(1.5e-6, 0.1),
+    "dedup": Cost(0.5e-6, 0.05),
+    "scrub": Cost(3.0e-6, 0.25),
+    "matches": Cost(1.0e-6, 0.01),
+    "decontaminate": Cost(0.02e-6, 0.01),
+    "split": Cost(0.02e-6, 0.01),
+    "tokenise": Cost(1.0e-6, 0.3),
+    "dataset": Cost(0.1e-6, 0.02),
+}
+
+# Text in a byte of web page, and multiplications of training in a second of a core with 10 M
+# parameters in float32: 6 a parameter and token (Kaplan et al. 2020), 1,200 tokens a second.
+TEXT_IN_HTML, TRAINING_FLOPS = 0.25, 7.7e10
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of the plan. `rows` come out of it, as of now or as of the last run; `seconds` of
+    work and `bytes` written are estimates, None where nothing is known."""
+
+    stage: str
+    action: Action
+    why: tuple[str, ...] = ()
+    rows: int | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. `visits` are the stages it would only come through."""
+
+    name: str
+    store: str
+    stages: tuple[PlannedStage, ...]
+    visits: tuple[Visit, ...]
+
+    @property
+    def to_run(self) -> tuple[PlannedStage, ...]:
+        """The stages that are not reused for certain."""
+        return tuple(stage for stage in self.stages if stage.action != "reuse")
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.to_run
+
+    @property
+    def seconds(self) -> float:
+        """What is known of the time, summed over the stages: of one core."""
+        return sum(stage.seconds or 0 for stage in self.to_run)
+
+    @property
+    def bytes(self) -> int:
+        return sum(stage.bytes or 0 for stage in self.to_run)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the estimates cover every stage that may run."""
+        return all(stage.seconds is not None for stage in self.to_run)
+
+
+def make_plan(config: PipelineConfig, options: RunOptions) -> Plan:
+    """What `loam run` would do with this config. Raises ConfigError as the run would."""
+    with open_run(config, options, planning=True, say=_quiet) as run:
+        sources = [_look_at(run, source) for source in config.sources]
+        stages = tuple(sources)
+        if all(stage.action == "reuse" for stage in sources):
+            stages += _walk(run, config)
+        else:
+            due = " or ".join(stage.stage for stage in sources if stage.action == "run")
+            stages += _after(run, config, 0, f"if {due} finds other data")
+        return Plan(run.name, run.store.root, stages, tuple(run.visits))
+
+
+def _quiet(_: str) -> None:
+    """Planning has nothing to say of its own."""
+
+
+def stage_names(config: PipelineConfig) -> tuple[str, ...]:
+    """The stages after the sources, in the order of the recipes."""
+    return CORPUS_STAGES + (MODEL_STAGES if config.model is not None else ())
+
+
+def _look_at(run: Run, source: Source) -> PlannedStage:
+    """Whether a source is due to be looked at, on its own."""
+    name = f"ingest {source.name}"
+    ref = run.store.find_ref("snapshot", f"{run.name}/{source.name}")
+    rows = run.store.manifest(ref.manifest).rows_out if ref else None
+    try:
+        ingest(replace(run, visits=[]), source)
+    except WouldRun as due:
+        return PlannedStage(name, "run", due.reasons, rows, _seconds_to_look(source, rows))
+    return PlannedStage(name, "reuse", (), rows, 0.0, 0)
+
+
+def _seconds_to_look(source: Source, rows: int | None) -> float | None:
+    """How long a look takes at least, where politeness or the size of the files tells."""
+    if isinstance(source, ImportSource):
+        return sum(file.size for file in read_files(source)) * 5e-8
+    if isinstance(source, CrawlSource) and rows is not None:
+        return rows * source.delay_s
+    return None
+
+
+def _walk(run: Run, config: PipelineConfig) -> tuple[PlannedStage, ...]:
+    """The stages after the sources, all of which are up to date."""
+    names = stage_names(config)
+    reasons: tuple[str, ...] = ()
+    try:
+        corpus = grow_corpus(run, config)
+        if config.model is not None:
+            grow_model(run, config, corpus)
+    except WouldRun as due:
+        place = len(run.visits) - len(config.sources)
+        reasons = tuple(_readable(due, names[place], reason) for reason in due.reasons)
+    passed = run.visits[len(config.sources) :]
+    stages = tuple(
+        PlannedStage(name, "reuse", (), _rows(visit.result), 0.0, 0)
+        for name, visit in zip(names, passed, strict=False)
+    )
+    if len(passed) == len(names):
+        return stages
+    stopped = names[len(passed)]
+    first, *rest = _after(run, config, len(passed), f"if {stopped} gives other data")
+    return (*stages, replace(first, action="run", why=reasons), *rest)
+
+
+def _after(run: Run, config: PipelineConfig, start: int, why: str) -> tuple[PlannedStage, ...]:
+    """The stages from `start` on, which follow for the reason given."""
+    text_bytes = _text_bytes(run, config)
+    planned = []
+    for name in stage_names(config)[start:]:
+        before = run.previous.get(name)
+        seconds, written = _estimate(run, config, name, before, text_bytes)
+        planned.append(PlannedStage(name, "follows", (why,), _rows(before), seconds, written))
+    return tuple(planned)
+
+
+def _readable(due: WouldRun, stage: str, reason: str) -> str:
+    """A difference of fingerprints' payloads in words: whose it is, and without the prefix."""
+    if due.stage != stage:
+        return f"{due.stage}: {reason}"
+    if reason.startswith("inputs."):
+        role, change = reason.removeprefix("inputs.").split(": ", 1)
+        return f"other data from {role} ({change})"
+    return reason.removeprefix("config.")
+
+
+def _rows(result: Any) -> int | None:
+    return result.rows_out if isinstance(result, Manifest) else None
+
+
+# estimates
+
+
+def _text_bytes(run: Run, config: PipelineConfig) -> int | None:
+    """About how much text goes through the stages; None while nobody can tell."""
+    made = [visit.result for visit in run.visits if visit.name == "extract"]
+    if before := made[0] if made else run.previous.get("extract"):
+        return int(before.summary["stats"].get("text_bytes", 0))
+    sizes = [_source_bytes(run, source) for source in config.sources]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def _source_bytes(run: Run, source: Source) -> int | None:
+    """About how much text a source holds, by its snapshot or its files."""
+    ref = run.store.find_ref("snapshot", f"{run.name}/{source.name}")
+    if ref is not None:
+        return _snapshot_bytes(run.store, run.store.manifest(ref.manifest))
+    if isinstance(source, ImportSource):
+        return sum(file.size for file in read_files(source))
+    return None
+
+
+def _snapshot_bytes(store: Store, snapshot: Manifest) -> int:
+    total = 0.0
+    for receipt in store.receipts(snapshot):
+        pages = receipt.output(PAGES.kind)
+        if pages is not None:
+            sizes = store.read_table(pages, PAGES, ["payload_bytes"]).column(0).to_pylist()
+            total += TEXT_IN_HTML * sum(size or 0 for size in sizes)
+        else:
+            # zstd leaves about 0.4 of prose.
+            total += sum(ref.bytes for ref in receipt.outputs) / 0.4
+    return int(total)
+
+
+def _estimate(
+    run: Run,
+    config: PipelineConfig,
+    stage: str,
+    before: Manifest | None,
+    text_bytes: int | None,
+) -> tuple[float | None, int | None]:
+    """Seconds and bytes of a stage: as the last time, else by the measured rates."""
+    if stage == "train":
+        return _training(run, config, before)
+    if before is not None and "seconds" in before.provenance:
+        refs = [ref for receipt in run.store.receipts(before) for ref in receipt.outputs]
+        refs += [ref for group in before.objects.values() for ref in group]
+        return float(before.provenance["seconds"]), sum(ref.bytes for ref in refs)
+    if stage not in COSTS:
+        return 0.0, 0
+    if text_bytes is None:
+        return None, None
+    cost = COSTS[stage]
+    return round(cost.seconds * text_bytes, 1), int(cost.written * text_bytes)
+
+
+def _training(
+    run: Run, config: PipelineConfig, before: Manifest | None
+) -> tuple[float | None, int | None]:
+    """Training by its arithmetic, at the rate of the last training where there was one."""
+    if config.model is None:
+        return None, None
+    shape = config.model
+    if not shape.vocab_size:
+        shape = shape.model_copy(update={"vocab_size": config.tokenizer.vocab_size})
+    size, train = n_parameters(shape), config.train
+    tokens = train.steps * train.batch_size * train.accumulation_steps * shape.context_length
+    flops = TRAINING_FLOPS
+    if before is not None:
+        logged = _logged_rates(read_metrics(f"{run.store.root}/{before.summary['run']}"))
+        if logged:
+            flops = 6 * before.summary["result"]["n_parameters"] * statistics.median(logged)
+    # Weights once, and checkpoints with two moments beside the weights, in float32.
+    written = 4 * size * (1 + 3 * train.keep_checkpoints)
+    return round(6 * size * tokens / flops, 1), written
+
+
+def _logged_rates(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
