@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -20,28 +20,29 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from flows import cli_corpus, cli_model, cli_store, showing
-from flows.cli_options import ConfigPath, Json, StoreUrl, load
+from flows.cli_options import GROW, KEEP, LOOK, ConfigPath, Flag, Json, StoreUrl, load, store_option
+from flows.config import PipelineConfig
 from flows.planning import Plan, make_plan
 from flows.running import RunOptions
 from llm.errors import LoamError
+from tasks import inspecting, registry
+from tasks.store.store import Store
 
 app = App(
     name="loam",
     help="Grows a language model from raw text, with every token accounted for.",
     help_epilogue="Begin with: loam run flows/configs/quickstart.toml",
     version=lambda: f"loam {version('loam')}",
-    help_format="plaintext",
+    help_format="markdown",
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-app.command(cli_corpus.status)
-app.command(cli_corpus.show)
-app.command(cli_model.generate)
-app.command(cli_model.models)
+for command in (cli_corpus.status, cli_corpus.show, cli_model.models, cli_model.generate):
+    app.command(command, group=LOOK)
+app.command(cli_store.export, group=KEEP)
+app.command(cli_store.repin, group=KEEP)
 app.command(cli_store.store)
-app.command(cli_store.export)
-app.command(cli_store.repin)
-app.command(cli_store.deploy)
+app.command(cli_store.deploy, group=GROW)
 
 Sample = Annotated[int | None, Parameter(validator=Number(gte=1))]
 
@@ -65,17 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@app.command(sort_key=0)
+@app.command(group=GROW, sort_key=0)
 def run(
     config: ConfigPath = None,
     /,
     *,
     sample: Sample = None,
-    refresh: bool = False,
-    accept_losses: bool = False,
+    refresh: Flag = False,
+    accept_losses: Flag = False,
     store: StoreUrl = None,
     json: Json = False,
-    verbose: bool = False,
+    verbose: Flag = False,
 ) -> None:
     """Grow what the config describes: sources to a corpus, to a trained and registered model.
 
@@ -98,14 +99,109 @@ def run(
     """
     path, pipeline = load(config, store)
     options = RunOptions(refresh=refresh, sample=sample, accept_losses=accept_losses)
-    with ExitStack() as stack:
-        if json:
-            stack.enter_context(redirect_stdout(sys.stderr))
-        plan = make_plan(pipeline, options)
-        if not plan.nothing_to_do:
-            showing.say(_what_runs(plan))
-            _prepare_prefect(verbose)
-            from flows.pipeline import pipeline as flow
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        planned = make_plan(pipeline, options)
+        if planned.nothing_to_do:
+            report = _report_of(pipeline, options, planned)
+            showing.say(f"nothing to do: {planned.name} is up to date; its report: {report}")
+        else:
+            showing.say(_what_runs(planned))
+            prepare_prefect(verbose)
+            from flows.pipeline import pipeline as grow
 
-            report = flow(pipeline, options)
-    ...
+            report = grow(pipeline, options)
+            finish(pipeline, planned.name, report, shlex.quote(str(path)))
+    if json:
+        ran = [stage.stage for stage in planned.to_run]
+        showing.say_json(
+            {"nothing_to_do": planned.nothing_to_do, "planned": ran, "report": str(report)}
+        )
+
+
+@app.command(group=GROW, sort_key=1)
+def plan(
+    config: ConfigPath = None,
+    /,
+    *,
+    sample: Sample = None,
+    refresh: Flag = False,
+    store: StoreUrl = None,
+    json: Json = False,
+) -> None:
+    """Show what a run would do, why, and about how long it would take; nothing is changed.
+
+    For each stage: it is reused, it runs (and which field or input made it so), or it follows,
+    which depends on what the stages before it give.
+
+        loam plan my.toml
+
+    Args:
+        config: The pipeline's TOML file; `loam.toml` in this folder when not given.
+        sample: As for `loam run`.
+        refresh: As for `loam run`.
+        store: Another place for the artifacts than the config's store.root.
+        json: Print the plan as JSON.
+    """
+    _, pipeline = load(config, store)
+    planned = make_plan(pipeline, RunOptions(refresh=refresh, sample=sample))
+    if json:
+        showing.say_json(planned.as_json())
+    else:
+        showing.show_plan(planned)
+
+
+def _report_of(config: PipelineConfig, options: RunOptions, planned: Plan) -> Path:
+    """The newest report of the pipeline; made now where a run was stopped before it was."""
+    found = Path(config.store.reports).glob(f"{planned.name}*.html")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+        return newest
+    from tasks.report import write_report
+
+    return write_report(config, options, list(planned.visits))
+
+
+def _what_runs(planned: Plan) -> str:
+    """One line: what is up to date, what runs first and why."""
+    first = planned.to_run[0]
+    done = sum(stage.action == "reuse" for stage in planned.stages)
+    kept = f"{showing.counted(done, 'stage')} up to date; " if done else ""
+    return f"{kept}beginning with {first.stage} ({'; '.join(first.why)})"
+
+
+def prepare_prefect(verbose: bool) -> None:
+    """What Prefect reads from the environment when it is imported, unless it is set already.
+
+    Its console log is silenced: an error that Loam raises is told once, by Loam.
+    """
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(Path(".loam/prefect").absolute()),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    }
+    if not verbose and "PREFECT_LOGGING_LEVEL" not in os.environ:
+        settings["PREFECT_LOGGING_LEVEL"] = "WARNING"
+        settings["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def finish(config: PipelineConfig, name: str, report: Path, path: str) -> None:
+    """What a run ends with: a sample of the model, the funnel, the report, what to try next."""
+    store = Store.at(config.store.root)
+    model = config.registry.name or name
+    versions = registry.versions(store, model) if config.model is not None else []
+    if versions:
+        trained = store.manifest(versions[-1].manifests["train"])
+        for prompt, text in inspecting.last_samples(store, trained)[:1]:
+            showing.say(f"\n{model} {versions[-1].version} writes:\n{prompt}{text}\n")
+    corpus = store.find_ref("corpus", name)
+    if corpus is not None:
+        showing.show_funnel(inspecting.funnel(store, store.manifest(corpus.manifest)))
+    showing.say(f"\nreport: {report}\n\ntry next:")
+    at = store_option(config.store.root)
+    showing.say(f"  loam show corpus/{name}{at}")
+    if versions:
+        showing.say(f'  loam generate --model {model} --prompt "The "{at}')
+    showing.say(f"  loam plan {path}")

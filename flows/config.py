@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from tasks.decontaminate import DecontaminateConfig
-from tasks.dedup import DedupConfig
-from tasks.extract import ExtractConfig
-from tasks.scrub import ScrubConfig
-from tasks.select import SelectConfig
-from tasks.split import SplitConfig
 
 from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
+from tasks.decontaminate import DecontaminateConfig
+from tasks.dedup import DedupConfig
 from tasks.evaluate import EvaluateConfig
+from tasks.extract import ExtractConfig
 from tasks.register import RegisterConfig
+from tasks.scrub import ScrubConfig
+from tasks.select import SelectConfig
 from tasks.signals import AnnotateConfig
 from tasks.sources import Source
+from tasks.split import SplitConfig
 from tasks.tokenise import TokeniseConfig
 
 

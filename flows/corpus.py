@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from flows.config import PipelineConfig
 from tasks.annotate import annotate
 from tasks.decontaminate import decontaminate, matches
 from tasks.dedup import dedup, signatures
 from tasks.extract import extract
+from tasks.ingest import ingest
+from tasks.publish import publish
 from tasks.scrub import scrub
 from tasks.select import select
 from tasks.split import split
-
-from flows.config import PipelineConfig
-from tasks.ingest import ingest
-from tasks.publish import publish
 from tasks.store.records import Manifest
 from tasks.store.run import Run
 

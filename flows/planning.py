@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from flows.config import PipelineConfig
@@ -28,9 +28,11 @@ from tasks.store.store import Store
 
 CORPUS_STAGES = (
     "extract", "annotate", "select", "signatures", "dedup", "scrub", "matches", "decontaminate",
-    "split", "publish",
+    "split", "publish corpus",
 )  # fmt: skip
-MODEL_STAGES = ("tokenise", "dataset", "publish", "train", "evaluate", "export", "register")
+MODEL_STAGES = (
+    "tokenise", "dataset", "publish dataset", "train", "evaluate", "export", "register"
+)  # fmt: skip
 
 Action = Literal["reuse", "run", "follows"]
 
@@ -108,18 +110,34 @@ class Plan:
         """Whether the estimates cover every stage that may run."""
         return all(stage.seconds is not None for stage in self.to_run)
 
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain data, its totals with it."""
+        return {
+            "name": self.name,
+            "store": self.store,
+            "nothing_to_do": self.nothing_to_do,
+            "stages": [asdict(stage) for stage in self.stages],
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "complete": self.complete,
+        }
+
 
 def make_plan(config: PipelineConfig, options: RunOptions) -> Plan:
     """What `loam run` would do with this config. Raises ConfigError as the run would."""
     with open_run(config, options, planning=True, say=_quiet) as run:
-        sources = [_look_at(run, source) for source in config.sources]
-        stages = tuple(sources)
-        if all(stage.action == "reuse" for stage in sources):
-            stages += _walk(run, config)
+        stages = tuple(_look_at(run, source) for source in config.sources)
+        if due := [stage.stage for stage in stages if stage.action == "run"]:
+            stages += _after(run, config, 0, f"if {' or '.join(due)} finds other data")
         else:
-            due = " or ".join(stage.stage for stage in sources if stage.action == "run")
-            stages += _after(run, config, 0, f"if {due} finds other data")
+            stages += _walk(run, config)
         return Plan(run.name, run.store.root, stages, tuple(run.visits))
+
+
+def plan_sources(config: PipelineConfig, options: RunOptions) -> dict[str, PlannedStage]:
+    """Which of the config's sources are due to be looked at, and why, by name."""
+    with open_run(config, options, planning=True, say=_quiet) as run:
+        return {source.name: _look_at(run, source) for source in config.sources}
 
 
 def _quiet(_: str) -> None:
@@ -188,7 +206,7 @@ def _after(run: Run, config: PipelineConfig, start: int, why: str) -> tuple[Plan
 
 def _readable(due: WouldRun, stage: str, reason: str) -> str:
     """A difference of fingerprints' payloads in words: whose it is, and without the prefix."""
-    if due.stage != stage:
+    if due.stage != stage.split(" ")[0]:
         return f"{due.stage}: {reason}"
     if reason.startswith("inputs."):
         role, change = reason.removeprefix("inputs.").split(": ", 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.planning import Plan, PlannedStage
+from tasks import registry
 from tasks.inspecting import DropCount, DropSample, FunnelRow, Quarantined
+from tasks.registry import ModelVersion
 from tasks.report_page import format_count, format_duration, format_size
+from tasks.status import StoreStatus
+from tasks.store.store import Store
 
 # A pipe has no width: lines are never broken for one.
 _PIPED_WIDTH = 10_000
@@ -126,20 +131,23 @@ def show_quarantined(groups: Sequence[Quarantined]) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    rows = [
-        (stage.stage, stage.action, "; ".join(stage.why), stage.rows, *_estimates(stage))
-        for stage in plan.stages
-    ]
-    columns = ("stage", "does", "why", ">rows", ">time", ">writes")
-    show_table(columns, rows, wide="why")
+    rows = []
+    told: tuple[str, ...] = ()
+    for stage in plan.stages:
+        why = "" if stage.why == told else "; ".join(stage.why)
+        told = stage.why
+        rows.append((stage.stage, stage.action, why, stage.rows, *_estimates(stage)))
+    show_table(("stage", "does", "why", ">rows", ">time", ">writes"), rows, wide="why")
     say()
     if plan.nothing_to_do:
         say("nothing to do")
         return
-    least = "" if plan.complete else "at least "
+    runs = sum(stage.action == "run" for stage in plan.stages)
+    follow = len(plan.to_run) - runs
+    unknown = "" if plan.complete else ", and what nobody knows yet (?)"
     say(
-        f"to do: {counted(len(plan.to_run), 'stage')}, {least}{format_duration(plan.seconds)} of "
-        f"one core, {least}{format_size(plan.bytes)} to write"
+        f"{counted(runs, 'stage')} to run and {follow} that may follow: about "
+        f"{format_duration(plan.seconds)} of one core and {format_size(plan.bytes)}{unknown}"
     )
 
 
@@ -150,3 +158,87 @@ def _estimates(stage: PlannedStage) -> tuple[str, str]:
         "?" if stage.seconds is None else format_duration(stage.seconds),
         "?" if stage.bytes is None else format_size(stage.bytes),
     )
+
+
+# a store and its models
+
+
+def show_status(status: StoreStatus, due: Mapping[str, str]) -> None:
+    """`due` says of sources, by pipeline/source, why they are to be looked at again."""
+    say(f"store {status.root}")
+    sections = [
+        (
+            "refs",
+            ("ref", ">rows", "moved", ">entries", "names", "made by run"),
+            [(r.name, r.rows, age(r.at), r.entries, r.names, r.run_id) for r in status.refs],
+        ),
+        (
+            "snapshots",
+            ("source", ">rows", "last looked at", *(("due",) if due else ())),
+            [
+                (s.name, s.rows, age(s.looked_at), *((due.get(s.name),) if due else ()))
+                for s in status.snapshots
+            ],
+        ),
+        (
+            "pins",
+            ("pin", "sha256", "since"),
+            [(p.name, p.sha256[:12] if p.sha256 else "let go", age(p.at)) for p in status.pins],
+        ),
+        (
+            "models",
+            ("model", ">newest", "aliases"),
+            [(m.name, m.newest, _aliases(m.aliases)) for m in status.models],
+        ),
+        (
+            "under way",
+            ("what", "how far", "who"),
+            [(f"crawl {name}", "stopped or going on", None) for name in status.crawls]
+            + [
+                (f"training {t.run}", f"step {t.step:,} of {t.steps:,}", t.holder or "nobody")
+                for t in status.trainings
+            ],
+        ),
+    ]
+    for title, columns, rows in sections:
+        if rows:
+            say()
+            show_table(columns, rows, title=title)
+    if not any(rows for _, _, rows in sections):
+        say("it is empty; `loam run` fills it")
+
+
+def _aliases(aliases: Mapping[str, int]) -> str:
+    return ", ".join(f"{alias} {version}" for alias, version in sorted(aliases.items()))
+
+
+def show_versions(store: Store, versions: Sequence[ModelVersion]) -> None:
+    rows = []
+    for version in versions:
+        aliases = registry.aliases(store, version.name)
+        split = version.metrics.get("validation") or next(iter(version.metrics.values()), None)
+        trained = store.manifest(version.manifests["train"]).summary
+        rows.append(
+            (
+                version.name,
+                version.version,
+                ", ".join(sorted(a for a, n in aliases.items() if n == version.version)),
+                age(version.created_at),
+                None if split is None else f"{split['model']['bits_per_byte']:.4f}",
+                trained["result"]["n_parameters"],
+                trained["run"].removeprefix("runs/"),
+                registry.last_verdict(store, version),
+            )
+        )
+    columns = ("model", ">version", "aliases", "made", ">bits per byte", ">parameters", "run")
+    show_table((*columns, "gate"), rows, wide="gate")
+
+
+def age(at: str) -> str:
+    """How long ago a time of the store was."""
+    then = datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    seconds = max(0, int((datetime.now(UTC) - then).total_seconds()))
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            return f"{counted(seconds // size, unit)} ago"
+    return "just now"

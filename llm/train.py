@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -435,7 +436,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop_at_eof(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(1 << 16):
+    # Not through sys.stdin: its lock, held here, would break the interpreter's end.
+    while os.read(0, 1 << 16):
         pass
     stop.set()
 

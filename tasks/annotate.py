@@ -18,7 +18,7 @@ from tasks.store.schema import DOCUMENTS
 from tasks.store.stage import Stage
 from tasks.store.store import Store
 
-STAGE = Stage("annotate", 1, ("fasttext-numpy2",))
+STAGE = Stage("annotate", 1, ("fasttext-numpy2", "unicode"))
 _MODELS = {"language_model", "language_model_sha256", "quality_model", "quality_model_sha256"}
 
 

@@ -84,7 +84,7 @@ _NGRAMS_KEPT = 16
 _PASSAGES_KEPT = 64
 
 
-MATCHES_STAGE = Stage("matches", 1, ("numpy", "xxhash"))
+MATCHES_STAGE = Stage("matches", 1, ("numpy", "unicode", "xxhash"))
 STAGE = Stage("decontaminate", 1, ("numpy",))
 
 

@@ -57,7 +57,7 @@ PAIRS = pa.schema(
 )
 
 
-SIGNATURE_STAGE = Stage("signatures", 1, ("datasketch", "numpy", "xxhash"))
+SIGNATURE_STAGE = Stage("signatures", 1, ("datasketch", "numpy", "unicode", "xxhash"))
 STAGE = Stage("dedup", 1, ("numpy",))
 
 

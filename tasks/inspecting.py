@@ -6,6 +6,7 @@ one that came of a corpus, the newest stage first; what led to it is found by fo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llm import files
 from llm.errors import DataError
 from tasks.store.corpus import Shard, open_corpus, out_ids, snapshot_shards
 from tasks.store.records import Manifest, ManifestRef, ObjectRef
@@ -158,6 +160,15 @@ def quarantined(store: Store, manifest: Manifest, n: int) -> list[Quarantined]:
         for key, rows in groups.items()
     ]
     return sorted(found, key=lambda one: (one.source, -one.count, one.stage, one.reason))
+
+
+def last_samples(store: Store, trained: Manifest) -> list[tuple[str, str]]:
+    """(prompt, continuation) of the last samples drawn in a training; empty when there are none."""
+    urls = files.list_urls(f"{store.root}/{trained.summary['run']}/samples")
+    if not urls:
+        return []
+    drawn = json.loads(files.read_bytes(urls[-1]))["samples"]
+    return [(sample["prompt"], sample["text"]) for sample in drawn]
 
 
 def _corpus_line(store: Store, manifest: Manifest) -> list[Manifest]:

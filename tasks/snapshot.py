@@ -88,7 +88,9 @@ def append(
     """
     store = run.store
     seen_ids = set(found.gone)
-    dead = [{"shard": live[row].shard, "id": row, "reason": "gone"} for row in sorted(seen_ids)]
+    dead: list[dict[str, Any]] = [
+        {"shard": live[row].shard, "id": row, "reason": "gone"} for row in sorted(seen_ids)
+    ]
     digest = int(previous.data_digest, 16) if previous else 0
     receipts = store.receipts(previous) if previous else []
     n_new = 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from llm import files
@@ -13,10 +14,13 @@ from llm.errors import DataError
 from tasks import registry
 from tasks.progress import tally
 from tasks.store.executors import run_all
-from tasks.store.records import Manifest, ManifestRef, ObjectRef, receipt_from
+from tasks.store.records import Manifest, ManifestRef, ObjectRef, manifest_from, receipt_from
 from tasks.store.store import Store
 
 KEEP_ENTRIES = 5
+
+# What reading a damaged record raises.
+DAMAGE = (DataError, json.JSONDecodeError, KeyError, TypeError)
 
 
 @dataclass
@@ -74,7 +78,7 @@ def _add_manifest(store: Store, pin: ManifestRef, who: str, found: Reach) -> Non
         manifest = store.manifest(pin)
         found.manifests[pin] = manifest
         receipts = store.receipts(manifest)
-    except (DataError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         found.problems.append(f"{who}: {error}")
         return
     if manifest.receipts is not None:
@@ -110,8 +114,8 @@ class Verdict:
 def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None) -> Verdict:
     """Re-hashes every object that a ref reaches, and looks for files that nothing accounts for.
 
-    An object is stray when neither a ref nor a receipt names it: a receipt alone is work that a
-    later run may reuse, and gc's business.
+    An object is stray when no manifest, receipt, ref or model names it. What a receipt or a
+    manifest alone names is work that a later run may reuse, and gc's business.
     """
     found = reach(store, keep=1_000_000, only=only)
     refs = [found.objects[key] for key in sorted(found.objects)]
@@ -146,6 +150,7 @@ def _state(store: Store, ref: ObjectRef) -> str | None:
 def _stray(store: Store, found: Reach) -> Iterator[str]:
     accounted = {ref.sha256 for ref in found.objects.values()}
     accounted |= {ref.sha256 for refs in _receipt_objects(store).values() for ref in refs}
+    accounted |= {ref.sha256 for ref in _manifest_objects(store)}
     for url in files.list_urls(f"{store.root}/objects"):
         name = url.rsplit("/", 1)[1].split(".")[0]
         if name not in accounted:
@@ -160,6 +165,16 @@ def _receipt_objects(store: Store) -> dict[str, Sequence[ObjectRef]]:
         for url, body in zip(urls, files.read_many(urls), strict=True)
         if body is not None
     }
+
+
+def _manifest_objects(store: Store) -> Iterator[ObjectRef]:
+    """The objects that the manifests in `manifests/` name themselves, reached or not."""
+    urls = files.list_urls(f"{store.root}/manifests")
+    for url, body in zip(urls, files.read_many(urls), strict=True):
+        with suppress(*DAMAGE):
+            manifest = manifest_from(body or b"", url)
+            yield from (manifest.receipts,) if manifest.receipts else ()
+            yield from (ref for refs in manifest.objects.values() for ref in refs)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from unicodedata import unidata_version
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,8 @@ class Stage:
     """A pure function from objects to objects.
 
     `version` is raised whenever the output for the same input changes. `libraries` are the
-    distributions whose version decides the output; they become part of every key.
+    distributions whose version decides the output; they become part of every key. `unicode` among
+    them stands for the Unicode tables of the Python that runs.
     """
 
     name: str
@@ -20,4 +22,7 @@ class Stage:
 
     def library_versions(self) -> dict[str, str]:
         """The installed version of each library; a local suffix such as `+cpu` is left out."""
-        return {name: version(name).split("+")[0] for name in sorted(self.libraries)}
+        return {
+            name: unidata_version if name == "unicode" else version(name).split("+")[0]
+            for name in sorted(self.libraries)
+        }

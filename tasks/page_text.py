@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 from pydantic import Field
 
 from llm.config import Config
-from llm.errors import DataError
 from tasks.decoding import CONTROL, decode, looks_binary, parse_content_type
-from tasks.store.rows import canonical_meta, text_digest
-from tasks.store.schema import DOCUMENTS, DROPS
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree, Node
-
-STAGE = "extract"
 
 
 class ExtractConfig(Config):
@@ -74,104 +67,6 @@ class Rejected:
     detail: str | None = None
     value: float | None = None
     threshold: float | None = None
-
-
-def extract_shard(
-    pages: pa.Table, payloads: Iterable[bytes | None], config: ExtractConfig
-) -> tuple[pa.Table, pa.Table]:
-    """The documents and the drops of a shard of crawled pages, each sorted by id.
-
-    `pages` has the columns of PAGES; `payloads` gives the body of each row in the same order, None
-    where there is none. Where the row states a license (the source's config does), it stands;
-    elsewhere the page's own is taken. Raises DataError if the two differ in length.
-    """
-    columns = ["id", "url", "source", "license", "status", "content_type", "fetched_at"]
-    documents: list[dict[str, object]] = []
-    drops: list[dict[str, object]] = []
-    rows = pages.select(columns).to_pylist()
-    bodies = iter(payloads)
-    for i in range(len(rows)):
-        row, rows[i] = rows[i], {}
-        try:
-            payload = next(bodies)
-        except StopIteration:
-            raise DataError(f"found {i} payloads for {len(rows)} pages; give one a page") from None
-        result = _extract_row(row, payload, config)
-        if isinstance(result, Rejected):
-            drops.append(_drop(row["id"], result))
-        else:
-            documents.append(_document(row, result))
-    if next(bodies, _END) is not _END:
-        raise DataError(f"found more payloads than the {len(rows)} pages; give one a page")
-    return _sorted(DOCUMENTS.table(documents)), _sorted(DROPS.table(drops))
-
-
-def normalize_shard(documents: pa.Table, config: ExtractConfig) -> tuple[pa.Table, pa.Table]:
-    """Imported documents in normal form, and drops for those with no text; sorted by id.
-
-    The digest is recomputed from the text; language tags keep their primary subtag.
-    """
-    kept: list[dict[str, object]] = []
-    drops: list[dict[str, object]] = []
-    for batch in documents.select(DOCUMENTS.arrow.names).to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
-            result = _checked(normalize_text(row["text"] or "", config))
-            if isinstance(result, Rejected):
-                drops.append(_drop(row["id"], result))
-                continue
-            row["text"], row["digest"] = result, text_digest(result)
-            row["language"] = primary_language(row["language"])
-            kept.append(row)
-    return _sorted(DOCUMENTS.table(kept)), _sorted(DROPS.table(drops))
-
-
-_END = object()
-
-
-def _extract_row(
-    row: dict[str, object], payload: bytes | None, config: ExtractConfig
-) -> Extracted | Rejected:
-    status = row["status"]
-    if isinstance(status, int) and not 200 <= status < 300:
-        return Rejected("http_status", f"HTTP {status}", float(status))
-    if payload is None:
-        return Rejected("no_payload", "the page has no stored body")
-    content_type, url = row["content_type"], row["url"]
-    return extract_page(
-        payload,
-        content_type if isinstance(content_type, str) else None,
-        url if isinstance(url, str) else "",
-        config,
-    )
-
-
-def _document(row: dict[str, object], page: Extracted) -> dict[str, object]:
-    return {
-        "id": row["id"],
-        "digest": text_digest(page.text),
-        "text": page.text,
-        "url": row["url"],
-        "source": row["source"],
-        "license": row["license"] or page.license,
-        "language": page.language,
-        "fetched_at": row["fetched_at"],
-        "meta": canonical_meta({"title": page.title} if page.title else {}),
-    }
-
-
-def _drop(id_: object, why: Rejected) -> dict[str, object]:
-    return {
-        "id": id_,
-        "stage": STAGE,
-        "reason": why.reason,
-        "value": why.value,
-        "threshold": why.threshold,
-        "detail": why.detail,
-    }
-
-
-def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by("id").combine_chunks()
 
 
 def extract_page(
@@ -291,7 +186,7 @@ def _deepen_lists(tree: HTMLTree) -> None:
     """
     if tree.body is None:
         return
-    for found in tree.body.query_selector_all("body > ul, body > * > ul, body > * > * > ul"):
+    for found in tree.body.query_selector_all("body > ul, body > * > ul, body > * > * > ul")[:]:
         place: Node = found
         for _ in range(3):
             wrapper = tree.create_element("div")
@@ -339,7 +234,7 @@ def _license(tree: HTMLTree, url: str) -> str | None:
     if document is None:
         return None
     for selector in ("[rel~=license]", "a[href*='creativecommons.org/']"):
-        links = document.query_selector_all(selector)
+        links = document.query_selector_all(selector)[:]
         found = {license_id(urljoin(url, link.getattr("href") or "")) for link in links} - {None}
         if found:
             return found.pop() if len(found) == 1 else None

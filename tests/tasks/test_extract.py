@@ -18,14 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import DataError
-from tasks.extracting import (
+from tasks.extract import extract_shard, normalize_shard
+from tasks.page_text import (
     ExtractConfig,
     Extracted,
     Rejected,
     extract_page,
-    extract_shard,
     license_id,
-    normalize_shard,
     normalize_text,
     primary_language,
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import ConfigError, DataError
-from tasks.selecting import SelectConfig, rules, select_shard
+from tasks.select import SelectConfig, rules, select_shard
 from tasks.signals import SIGNAL_NAMES, SIGNALS, AnnotateConfig, annotate_shard
 from tasks.store.schema import DOCUMENTS, DROPS
 from tests.shared_data import shared_data

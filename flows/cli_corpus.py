@@ -1,0 +1,101 @@
+"""The commands that look at data: status and show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows import showing
+from flows.cli_options import (
+    ConfigPath,
+    Flag,
+    Json,
+    StoreUrl,
+    find_manifest,
+    load,
+    store_at,
+    store_option,
+)
+from flows.planning import plan_sources
+from flows.running import RunOptions
+from tasks import inspecting
+from tasks.status import store_status
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+def status(config: ConfigPath = None, /, *, store: StoreUrl = None, json: Json = False) -> None:
+    """What stands in a store, and what is still under way in it.
+
+    Refs, snapshots, pins and models; crawls and trainings that the next run would go on with.
+    With a config it also says which of its sources are due to be looked at again.
+
+        loam status flows/configs/quickstart.toml
+        loam status --store s3://bucket/prefix
+
+    Args:
+        config: A pipeline's TOML file, for the place of its store and the age of its sources.
+        store: The store; else the config's, else LOAM_STORE, else .loam/store.
+        json: Print everything as JSON.
+    """
+    due: dict[str, str] = {}
+    if config is not None:
+        _, pipeline = load(config, store)
+        store = pipeline.store.root
+        for source, planned in plan_sources(pipeline, RunOptions()).items():
+            due[f"{pipeline.name}/{source}"] = "; ".join(planned.why) or "no"
+    found = store_status(store_at(store))
+    if json:
+        showing.say_json({**asdict(found), "due": due})
+    else:
+        showing.show_status(found, due)
+
+
+def show(
+    ref: str,
+    /,
+    *,
+    drops: str | None = None,
+    quarantined: Flag = False,
+    n: Count = 5,
+    store: StoreUrl = None,
+    json: Json = False,
+) -> None:
+    """What became of the documents of a corpus: the funnel, and the drops by reason.
+
+        loam show corpus/quickstart
+        loam show quickstart --drops near_duplicate --n 3
+        loam show quickstart --quarantined
+
+    Args:
+        ref: A ref such as corpus/main or dataset/main; a bare name means the corpus.
+        drops: Show documents that were dropped for this reason, with what was measured of them.
+        quarantined: Show what could not be read at all, by reason.
+        n: Examples to show.
+        store: The store; else LOAM_STORE, else .loam/store.
+        json: Print everything as JSON.
+    """
+    place = store_at(store)
+    manifest = find_manifest(place, ref)
+    if drops is not None:
+        samples = inspecting.drop_samples(place, manifest, drops, n)
+        showing.say_json(samples) if json else showing.show_drop_samples(samples)
+    elif quarantined:
+        groups = inspecting.quarantined(place, manifest, n)
+        showing.say_json(groups) if json else showing.show_quarantined(groups)
+    else:
+        rows = inspecting.funnel(place, manifest)
+        reasons = inspecting.drops_by_reason(place, manifest)
+        if json:
+            showing.say_json({"funnel": rows, "drops": reasons})
+            return
+        showing.show_funnel(rows)
+        if reasons:
+            showing.say()
+            showing.show_drops(reasons)
+            showing.say(
+                f"\nexamples: loam show {ref} --drops {reasons[0].reason}{store_option(store)}"
+            )

@@ -1,0 +1,189 @@
+"""The commands for the store itself: verify, gc, export and repin; and deploy."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from flows import showing
+from flows.cli_options import KEEP, Flag, Json, StoreUrl, load, store_at, store_in_use
+from llm.errors import ConfigError
+from tasks.export import Format, export_corpus
+from tasks.report_page import format_size
+from tasks.store.pins import let_go
+from tasks.store.reach import garbage
+from tasks.store.reach import verify as verify_store
+
+store = App(
+    name="store", help="Verify the store's objects, and list what nothing reaches.", group=KEEP
+)
+
+READERS = 8
+
+
+@store.command
+def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False) -> int:
+    """Read every object that a ref or a model reaches, and compare it with its name.
+
+    Lists what is missing, changed, or there without anything accounting for it. Exit code 1 when
+    there is any.
+
+        loam store verify
+        loam store verify --ref corpus/quickstart
+
+    Args:
+        ref: Only what this ref reaches, KIND/NAME; stray objects are not looked for then.
+        store: The store; else LOAM_STORE, else .loam/store.
+        json: Print what was found as JSON.
+    """
+    place = store_in_use(store)
+    kind, _, name = (ref or "").partition("/")
+    if ref is not None and not name:
+        raise ConfigError(f"--ref {ref}: expected KIND/NAME, such as corpus/{ref}")
+    with ThreadPoolExecutor(READERS) as readers:
+        found = verify_store(place, readers, (kind, name) if ref else None)
+    if json:
+        showing.say_json({"ok": found.ok, **asdict(found)})
+    else:
+        for what in ("missing", "changed", "stray"):
+            for line in getattr(found, what):
+                showing.say(f"{what}  {line}")
+        wrong = sum(len(lines) for lines in (found.missing, found.changed, found.stray))
+        showing.say(
+            f"{showing.counted(found.objects, 'object')} in "
+            f"{showing.counted(found.manifests, 'manifest')}, {format_size(found.bytes)}: "
+            + ("all as their names say" if found.ok else f"{wrong} wrong")
+        )
+    return 0 if found.ok else 1
+
+
+@store.command
+def gc(*, dry_run: Flag = False, store: StoreUrl = None, json: Json = False) -> None:
+    """List what neither the last 5 entries of a ref nor a registered model reach.
+
+    Nothing is deleted yet: that needs a lease that no run may hold beside it.
+
+        loam store gc --dry-run
+
+    Args:
+        dry_run: Only list. Required, as long as there is nothing else.
+        store: The store; else LOAM_STORE, else .loam/store.
+        json: Print the list as JSON.
+    """
+    if not dry_run:
+        raise ConfigError(
+            "gc cannot delete yet, since a run beside it could lose what it is about to use; "
+            "list what would go with `loam store gc --dry-run`"
+        )
+    found = garbage(store_in_use(store))
+    if json:
+        showing.say_json(found)
+        return
+    groups = {
+        "receipt": found.receipts,
+        "manifest": found.manifests,
+        "object": found.objects,
+        "run": found.runs,
+    }
+    for what, urls in groups.items():
+        for url in urls:
+            showing.say(f"{what}  {url}")
+    counts = ", ".join(showing.counted(len(urls), what) for what, urls in groups.items())
+    showing.say(f"nothing reaches {counts}: {format_size(found.bytes)} of objects")
+
+
+def export(
+    ref: str,
+    /,
+    *,
+    to: str,
+    format: Annotated[Format, Parameter(show_default=True)] = "parquet",
+    store: StoreUrl = None,
+    json: Json = False,
+) -> None:
+    """Write the live documents of a corpus as files that any program opens.
+
+        loam export corpus/quickstart --to exported
+        loam export quickstart --to s3://bucket/corpus --format jsonl
+
+    Args:
+        ref: The corpus, such as corpus/main or main.
+        to: A folder or URL, which must not hold an export yet.
+        format: What to write.
+        store: The store; else LOAM_STORE, else .loam/store.
+        json: Print what was written as JSON.
+    """
+    kind, _, rest = ref.partition("/")
+    if rest and kind != "corpus":
+        raise ConfigError(f"only a corpus is exported, not {ref}; name one: corpus/{rest}")
+    written = export_corpus(store_at(store), rest or ref, to, format)
+    if json:
+        showing.say_json({"to": to, **written})
+    else:
+        documents = showing.counted(written["rows"], "document")
+        showing.say(f"{documents} in {showing.counted(written['files'], 'file')} at {to}")
+
+
+# What lets go of a pin means to the next run, by the beginning of the pin's name.
+_CONSEQUENCES = {
+    "tokenizer": "learns a new tokenizer from its corpus, and tokenises and trains anew",
+    "heldout": (
+        "draws a new held-out set; models measured on the old one do not compare with those on "
+        "the new one, and the champion stays until one is promoted by hand"
+    ),
+    "benchmark-": "reads the benchmark's file again and decontaminates against what it holds then",
+    "language-model": "reads the language model's file again and annotates every document with it",
+    "quality-model": "reads the quality model's file again and annotates every document with it",
+}
+
+
+def repin(pin: str, config: Path, /, *, store: StoreUrl = None) -> None:
+    """Let go of something a pipeline learnt and holds, so that the next run learns it anew.
+
+    The pins: tokenizer, heldout, benchmark-NAME, language-model, quality-model.
+
+        loam repin tokenizer my.toml
+
+    Args:
+        pin: The pin's name.
+        config: The pipeline's TOML file.
+        store: Another place of the artifacts than the config's store.root.
+    """
+    _, pipeline = load(config, store)
+    place = store_at(pipeline.store.root)
+    if not let_go(place, pipeline.name, pin):
+        refs = [name.partition("/") for kind, name in place.list_refs("pin")]
+        held = ", ".join(name for pipe, _, name in refs if pipe == pipeline.name) or "none yet"
+        raise ConfigError(f"{pipeline.name} holds no pin '{pin}'; its pins are: {held}")
+    does = next((does for name, does in _CONSEQUENCES.items() if pin.startswith(name)), "makes it")
+    showing.say(f"let go of {pin}; the next run {does}")
+
+
+def deploy(
+    config: Path, /, *, cron: str | None = None, store: StoreUrl = None, json: Json = False
+) -> None:
+    """Register the pipeline's flows with a Prefect server, each with a schedule.
+
+    Needs a server, such as `make up` starts. Doing it twice updates what is there.
+
+        loam deploy my.toml --cron "0 3 * * *"
+
+    Args:
+        config: The pipeline's TOML file.
+        cron: When the whole pipeline runs; its other flows keep their own schedules.
+        store: Another place for the artifacts than the config's store.root.
+        json: Print the names as JSON.
+    """
+    path, pipeline = load(config, store)
+    from flows.deploying import deploy as register
+
+    names = register(path, pipeline, cron)
+    if json:
+        showing.say_json(names)
+    else:
+        for name in names:
+            showing.say(f"deployed {name}")
