@@ -16,7 +16,7 @@ from llm.errors import ConfigError
 from tasks.decontaminate import DecontaminateConfig
 from tasks.dedup import DedupConfig
 from tasks.evaluate import EvaluateConfig
-from tasks.extract import ExtractConfig
+from tasks.page_text import ExtractConfig
 from tasks.register import RegisterConfig
 from tasks.scrub import ScrubConfig
 from tasks.select import SelectConfig

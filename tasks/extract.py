@@ -17,7 +17,7 @@ from tasks.page_text import (
     ExtractConfig,
     Extracted,
     Rejected,
-    _checked,
+    checked,
     extract_page,
     normalize_text,
     primary_language,
@@ -73,7 +73,7 @@ def normalize_shard(documents: pa.Table, config: ExtractConfig) -> tuple[pa.Tabl
     drops: list[dict[str, object]] = []
     for batch in documents.select(DOCUMENTS.arrow.names).to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
-            result = _checked(normalize_text(row["text"] or "", config))
+            result = checked(normalize_text(row["text"] or "", config))
             if isinstance(result, Rejected):
                 drops.append(_drop(row["id"], result))
                 continue

@@ -93,7 +93,7 @@ def extract_page(
         return Rejected("undecodable", f"no encoding fits (declared: {charset or 'none'})")
     if kind in _HTML_TYPES:
         return _extract_html(decoded, url, config)
-    text = _checked(normalize_text(decoded, config))
+    text = checked(normalize_text(decoded, config))
     return text if isinstance(text, Rejected) else Extracted(text, None, None, None)
 
 
@@ -122,7 +122,7 @@ def _extract_html(html: str, url: str, config: ExtractConfig) -> Extracted | Rej
     except Exception as error:
         # Two parsers of foreign input: whatever a page does to them, it is that page's drop.
         return Rejected("extractor_failed", type(error).__name__)
-    text = _checked(normalize_text(main, config))
+    text = checked(normalize_text(main, config))
     return text if isinstance(text, Rejected) else Extracted(text, title, language, license_)
 
 
@@ -303,7 +303,7 @@ _SPACES[0xAD] = None
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def _checked(text: str) -> str | Rejected:
+def checked(text: str) -> str | Rejected:
     if not text.strip():
         return Rejected("no_text", "no main text was found", 0.0, 1.0)
     return text

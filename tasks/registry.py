@@ -13,7 +13,7 @@ from typing import Any
 
 from llm import files
 from llm.errors import DataError
-from tasks.store.records import FORMAT, ManifestRef, ObjectRef
+from tasks.store.records import FORMAT, ManifestRef, ObjectRef, check_format
 from tasks.store.store import Store, now
 
 
@@ -46,11 +46,13 @@ def names(store: Store) -> list[str]:
 def versions(store: Store, name: str) -> list[ModelVersion]:
     """Every version of a model, oldest first."""
     urls = files.list_urls(f"{_folder(store, name)}/versions")
-    found = [_version_from(json.loads(body)) for body in files.read_many(urls) if body]
+    bodies = zip(urls, files.read_many(urls), strict=True)
+    found = [_version_from(json.loads(body), url) for url, body in bodies if body]
     return sorted(found, key=lambda version: version.version)
 
 
-def _version_from(data: dict[str, Any]) -> ModelVersion:
+def _version_from(data: dict[str, Any], url: str) -> ModelVersion:
+    check_format(data, url)
     return ModelVersion(
         **{
             **data,
@@ -73,7 +75,11 @@ def find_version(store: Store, name: str, which: str) -> ModelVersion:
 
 def find_same(store: Store, described: ModelVersion) -> ModelVersion | None:
     """The version that has the same files and manifests, if it is registered already."""
-    for version in versions(store, described.name):
+    return _same(versions(store, described.name), described)
+
+
+def _same(known: list[ModelVersion], described: ModelVersion) -> ModelVersion | None:
+    for version in known:
         if version.manifests == described.manifests and version.files == described.files:
             return version
     return None
@@ -81,8 +87,9 @@ def find_same(store: Store, described: ModelVersion) -> ModelVersion | None:
 
 def register(store: Store, described: ModelVersion) -> ModelVersion:
     """Gives a model the next number; one that another run registered meanwhile keeps its own."""
-    while (known := find_same(store, described)) is None:
-        number = max((v.version for v in versions(store, described.name)), default=0) + 1
+    # One look decides both, so that an equal model registered meanwhile has the number we try.
+    while (known := _same(there := versions(store, described.name), described)) is None:
+        number = max((v.version for v in there), default=0) + 1
         numbered = replace(described, version=number)
         body = json.dumps(asdict(numbered), sort_keys=True, indent=2, ensure_ascii=False).encode()
         if files.create(f"{_folder(store, described.name)}/versions/{number}.json", body):

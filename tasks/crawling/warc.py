@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import uuid
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from llm.errors import DataError
 from tasks.crawling.content import decode_body
@@ -81,7 +81,7 @@ class WarcWriter:
         return self._out
 
 
-def read_payload(source: BinaryIO | bytes | Path, offset: int) -> tuple[int, Headers, bytes]:
+def read_payload(source: IO[bytes] | bytes | Path, offset: int) -> tuple[int, Headers, bytes]:
     """The HTTP status, the headers and the decoded body of the response record at `offset`.
 
     `source` is a WARC file, open for reading or as bytes or a path. Raises DataError where no

@@ -94,7 +94,8 @@ def to_json(record: Any) -> bytes:
     return json.dumps(asdict(record), sort_keys=True, indent=2, ensure_ascii=False).encode()
 
 
-def _check_format(data: dict[str, Any], where: str) -> None:
+def check_format(data: dict[str, Any], where: str) -> None:
+    """Raises DataError naming `where` for a record of another format than ours."""
     if data.get("format") != FORMAT:
         raise DataError(
             f"{where}: format {data.get('format')!r}, this Loam reads {FORMAT}; use the version "
@@ -112,7 +113,7 @@ def manifest_from(body: bytes, where: str) -> Manifest:
     """A manifest from its JSON. Raises DataError naming `where` for another format, or when the
     fingerprint is not that of the payload."""
     data = json.loads(body)
-    _check_format(data, where)
+    check_format(data, where)
     if fingerprint(data["payload"]) != data["fingerprint"]:
         raise DataError(f"{where}: the fingerprint is not that of the payload: the file was edited")
     return Manifest(

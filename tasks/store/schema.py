@@ -6,7 +6,9 @@ provenance: no stage may decide on it, so that equal data gives equal digests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,12 +24,12 @@ class Schema:
     def empty(self) -> pa.Table:
         return self.arrow.empty_table()
 
-    def table(self, rows: list[dict[str, object]]) -> pa.Table:
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """A table of `rows`; a key the schema does not know is an error, a missing one is null."""
         unknown = {key for row in rows for key in row} - set(self.arrow.names)
         if unknown:
             raise ValueError(f"{self.kind} has no column {sorted(unknown)}")
-        return pa.Table.from_pylist(rows, schema=self.arrow)
+        return pa.Table.from_pylist(list(rows), schema=self.arrow)
 
 
 def _schema(kind: str, hashed: str, columns: list[tuple[str, pa.DataType]]) -> Schema:

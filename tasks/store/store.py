@@ -22,6 +22,7 @@ from tasks.store.records import (
     ManifestRef,
     ObjectRef,
     Receipt,
+    check_format,
     manifest_from,
     receipt_from,
     to_json,
@@ -251,8 +252,7 @@ class Store:
         if seen is None:
             return None
         data = json.loads(seen.body)
-        if data.get("format") != FORMAT:
-            raise DataError(f"{url}: format {data.get('format')!r}, this Loam reads {FORMAT}")
+        check_format(data, url)
         newest, *history = data["entries"]
         return Ref(newest["value"], newest["at"], tuple(history), seen)
 

@@ -53,7 +53,7 @@ def read_live(store: Store, snapshot: Manifest) -> pa.Table:
     return DOCUMENTS.table(sorted(rows, key=lambda row: row["id"]))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.lists(STATES, min_size=1, max_size=5), st.integers(1, 4))
 def test_any_history_of_adds_edits_and_removals_is_a_rebuild(
     history: list[dict[str, str]], shard_rows: int

@@ -66,7 +66,7 @@ def test_the_live_rows_are_what_a_rebuild_from_scratch_gives(store_root: str) ->
     assert len(open_corpus(run.store, manifest).shards) == 4
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(HISTORIES, st.integers(1, 3))
 def test_any_history_of_ingests_ends_where_a_rebuild_ends(
     history: list[dict[str, dict[str, str]]], shard_rows: int

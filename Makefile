@@ -1,0 +1,43 @@
+# `make run` grows the quickstart's model, `make test` runs everything that is checked.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOAM   := $(BIN)/loam
+
+.PHONY: run test lint fmt up down clean
+
+run: $(VENV)/.runtime
+	$(LOAM) run flows/configs/quickstart.toml
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+up: $(VENV)/.runtime
+	$(BIN)/python -m deploy.up
+
+down: $(VENV)/.runtime
+	$(BIN)/python -m deploy.down
+
+clean:
+	rm -rf $(VENV) .loam
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@ $(VENV)/.runtime
