@@ -52,7 +52,18 @@ threads = 1
 sample_tokens = 8
 """
 
-_NOUNS = ["river", "stone", "light", "garden", "winter", "song", "house", "letter", "music", "table", "window", "morning", "paper", "ocean", "mountain", "forest", "bread", "silver", "story", "friend"]
+_NOUNS = (
+    "river",
+    "stone",
+    "light",
+    "garden",
+    "winter",
+    "song",
+    "house",
+    "letter",
+    "music",
+    "bread",
+)
 
 
 @dataclass(frozen=True)
