@@ -1,7 +1,7 @@
 """Stops what `deploy.up` started: `python -m deploy.down`. Safe to repeat, and after a crash.
 
-The worker goes first, so that it can end its runs and report them to the server; training writes a
-checkpoint, and the same run started again resumes from it.
+The runs end first: training writes a checkpoint, from which the same run resumes when it is started
+again. Then the worker, then the server, so that each can report to the next.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from deploy import processes
 from deploy.places import Places
 from llm.errors import LoamError
 
-GRACE_S = {"worker": 60.0, "server": 20.0}
-"""Seconds each has to end by itself. Prefect gives a run 30 to end before it is killed."""
+GRACE_S = {"worker": 150.0, "server": 20.0}
+"""Seconds each has to end, in this order. Training has 120 of them for its checkpoint."""
 
 
 def bring_down(places: Places) -> list[str]:
     """Stops worker and server; returns the names of those that were up."""
     return [
-        name for name, grace_s in GRACE_S.items() if processes.stop(places.run, name, grace_s=grace_s)
+        name
+        for name, grace_s in GRACE_S.items()
+        if processes.stop(places.run, name, grace_s=grace_s)
     ]
 
 

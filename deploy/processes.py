@@ -85,8 +85,8 @@ def alive(record: Record | None) -> bool:
 def stop(folder: Path, name: str, *, grace_s: float) -> bool:
     """Ends a recorded process and all of its session; returns whether there was any to end.
 
-    The process is asked first and has `grace_s` to end its children itself; what is left of its
-    session is asked next, and what is left of that after 10 seconds is killed. Safe after a
+    What the process has started is asked to end first, so that the process is still there to see
+    and to report it. Each step has `grace_s`; what is left after that is killed. Safe after a
     crash: what survived its leader is ended, another program with its id is left alone.
     """
     record = recorded(folder, name)
@@ -94,9 +94,9 @@ def stop(folder: Path, name: str, *, grace_s: float) -> bool:
         return False
     members = _session(record)
     leaders = [process for process in members if process.pid == record.pid]
+    _end([process for process in members if process.pid != record.pid], signal.SIGTERM, grace_s)
     _end(leaders, signal.SIGTERM, grace_s)
-    _end(_session(record), signal.SIGTERM, 10.0)
-    _end(_session(record), signal.SIGKILL, 10.0)
+    _end(_session(record), signal.SIGKILL, grace_s)
     (folder / f"{name}.json").unlink(missing_ok=True)
     return bool(members)
 

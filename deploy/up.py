@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,21 @@ def _ensure_worker(places: Places) -> bool:
     """Returns whether it was up already."""
     from flows.deploying import WORK_POOL
 
-    record = processes.recorded(places.run, "worker")
-    was_up = processes.alive(record)
+    was_up = processes.alive(processes.recorded(places.run, "worker"))
     if not was_up:
         command = [sys.executable, "-m", "prefect", "worker", "start"]
         command += ["--pool", WORK_POOL, "--type", "process", "--install-policy", "never"]
         _start(places, "worker", [*command, "--name", f"loam-{socket.gethostname()}"])
-    pool = f"{places.api_url}/work_pools/{WORK_POOL}"
-    _wait(places, "worker", lambda: (_get(pool) or {}).get("status") == "READY")
+    _wait(places, "worker", lambda: _polls(places, WORK_POOL))
     return was_up
+
+
+def _polls(places: Places, pool: str) -> bool:
+    """Whether the worker that is up has been heard of by the server."""
+    record = processes.recorded(places.run, "worker")
+    workers = _post(f"{places.api_url}/work_pools/{pool}/workers/filter", {}) or []
+    heard = [datetime.fromisoformat(worker["last_heartbeat_time"]) for worker in workers]
+    return any(record and time.timestamp() > record.started for time in heard)
 
 
 def _start(places: Places, name: str, command: list[str]) -> None:

@@ -29,8 +29,8 @@ READERS = 8
 def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False) -> int:
     """Read every object that a ref or a model reaches, and compare it with its name.
 
-    Lists what is missing, changed, or there without anything accounting for it. Exit code 1 when
-    there is any.
+    Lists what is missing, changed, or stray: there without anything accounting for it. Exit code 1
+    when anything is missing or changed.
 
         loam store verify
         loam store verify --ref corpus/quickstart
@@ -52,7 +52,7 @@ def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False
         for what in ("missing", "changed", "stray"):
             for line in getattr(found, what):
                 showing.say(f"{what}  {line}")
-        wrong = sum(len(lines) for lines in (found.missing, found.changed, found.stray))
+        wrong = len(found.missing) + len(found.changed)
         showing.say(
             f"{showing.counted(found.objects, 'object')} in "
             f"{showing.counted(found.manifests, 'manifest')}, {format_size(found.bytes)}: "

@@ -92,7 +92,7 @@ def _deployment(
     scheduled: Scheduled, config_path: Path, config: PipelineConfig
 ) -> RunnerDeployment:
     try:
-        schedule = Cron(scheduled.cron, timezone="UTC", slug="cron")
+        schedule = Cron(scheduled.cron, timezone="UTC")
         return RunnerDeployment.from_flow(
             scheduled.flow,
             name=config.name,
@@ -144,7 +144,8 @@ def _ensure_crash_automation(client: SyncPrefectClient) -> None:
     """Sets a run CRASHED whose heartbeats stop before it has ended.
 
     A worker sees the death of a flow's process by itself; this is for the case in which the
-    worker, or its whole machine, died too. Read by name first: creating it twice makes two.
+    worker, or its whole machine, died too. Looked up by name first, as creating it twice makes
+    two; and left alone where it is the same, as an update forgets the runs it is waiting for.
     """
     automation = AutomationCore(
         name=CRASH_AUTOMATION,
@@ -169,10 +170,18 @@ def _ensure_crash_automation(client: SyncPrefectClient) -> None:
         ],
     )
     known = client.read_automations_by_name(CRASH_AUTOMATION)
-    if known:
-        client.update_automation(known[0].id, automation)
-    else:
+    if not known:
         client.create_automation(automation)
+    elif _decides(known[0]) != _decides(automation):
+        client.update_automation(known[0].id, automation)
+
+
+def _decides(automation: AutomationCore) -> dict[str, Any]:
+    """What an automation does, without the ids that the server gives it."""
+    fields = {"description": True, "enabled": True, "trigger": True, "actions": True}
+    decisive = automation.model_dump(include=fields)
+    decisive["trigger"].pop("id", None)
+    return decisive
 
 
 def _remove(client: SyncPrefectClient, name: str) -> None:

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 
 from llm.errors import StorageError
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 5, 30, 4
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 5, 20, 4
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _s3(settings: S3Settings, pid: int) -> Any:
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            "retries": {"max_attempts": 1},
+            "retries": {"total_max_attempts": 1},
         },
         use_listings_cache=False,
         skip_instance_cache=True,

@@ -124,7 +124,13 @@ def run_child(spec: TrainSpec) -> None:
 
 
 def _environment(threads: int) -> Mapping[str, Any]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that spin while they wait slow each other down wherever a core is shared.
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -110,7 +110,7 @@ QUARANTINE = _schema(
 # MinHash signatures of the rows a shard's filters kept.
 SIGNATURES = _schema(
     "signatures",
-    "id digest signature",
+    "id digest length source signature",
     [("id", _TEXT), ("digest", _TEXT), ("length", _INT), ("source", _TEXT),
      ("signature", pa.binary())],
 )  # fmt: skip

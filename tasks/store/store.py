@@ -78,6 +78,10 @@ class Store:
         """
         if table.num_rows == 0:
             return None
+        if table.column_names != schema.arrow.names:
+            raise DataError(
+                f"{schema.kind} has the columns {schema.arrow.names}, found {table.column_names}"
+            )
         sink = io.BytesIO()
         pq.write_table(
             table, sink, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL,
