@@ -54,6 +54,8 @@ def open_run(
     """A run over the config's store, with its worker processes for as long as it is open."""
     store = Store.at(config.store.root)
     name = run_name(config, options.sample)
+    if not planning and not store.creates_once():
+        say(f"{store.root}: this storage does not honour conditional writes; one run at a time only")
     refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
     with executor_for(1 if planning else config.store.workers) as executor:
         yield Run(

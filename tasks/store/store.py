@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -64,6 +65,15 @@ class Store:
     @classmethod
     def at(cls, url: str) -> Store:
         return cls(files.absolute_url(url))
+
+    def creates_once(self) -> bool:
+        """Whether the storage honours create-if-absent, on which concurrent runs rely.
+
+        Some S3 servers ignore the condition and let the last writer win.
+        """
+        url = f"{self.root}/probe"
+        files.create(url, secrets.token_bytes(16))
+        return not files.create(url, secrets.token_bytes(16))
 
     # objects
 
