@@ -13,6 +13,8 @@ HOST = "127.0.0.1"
 PORT = 4200
 """Prefect's own default."""
 
+_LEASES = "prefect.server.concurrency.lease_storage"
+
 
 @dataclass(frozen=True)
 class Places:
@@ -68,7 +70,7 @@ class Places:
 
     def environment(self) -> dict[str, str]:
         """The variables that server, worker and whoever deploys must share."""
-        database = self.database or f"sqlite+aiosqlite:///{self.state}/prefect.db"
+        database = self.database or f"sqlite+aiosqlite:///{self.state}/server.db"
         return {
             "PREFECT_HOME": str(self.state),
             "PREFECT_API_URL": self.api_url,
@@ -77,5 +79,7 @@ class Places:
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            # In memory, the default, a slot held when the server stops is never given back.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{_LEASES}.filesystem",
             "PREFECT_WORKER_QUERY_SECONDS": "5",
         }

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import httpx
 from filelock import FileLock
 
 from deploy import processes
+from deploy.api import get, post, settle_orphans
 from deploy.places import HOST, Places
 from flows.config import PipelineConfig, read_config
 from llm.errors import ConfigError, LoamError
@@ -63,7 +63,7 @@ def _ensure_server(places: Places) -> bool:
         places.state.mkdir(parents=True, exist_ok=True)
         record = None
         _start(places, "server", [sys.executable, "-m", "deploy.server", str(places.port)])
-    _wait(places, "server", lambda: _get(f"{places.api_url}/health") is True)
+    _wait(places, "server", lambda: get(f"{places.api_url}/health") is True)
     return record is not None
 
 
@@ -87,14 +87,14 @@ def _deploy(
 
     names = deploy(config_path, config, cron)
     for name in names:
-        _wait(places, "server", lambda name=name: _is_scheduled(places, name))
+        _wait(places, "server", partial(_is_scheduled, places, name))
     return names
 
 
 def _is_scheduled(places: Places, name: str) -> bool:
     """Whether the schedule of a deployment, `flow/name`, has made its first run."""
     flow, deployment = name.split("/")
-    runs = _post(
+    runs = post(
         f"{places.api_url}/flow_runs/count",
         {
             "flows": {"name": {"any_": [flow]}},
@@ -111,17 +111,20 @@ def _ensure_worker(places: Places) -> bool:
 
     was_up = processes.alive(processes.recorded(places.run, "worker"))
     if not was_up:
-        command = [sys.executable, "-m", "prefect", "worker", "start"]
+        worker = f"loam-{socket.gethostname()}"
+        for name in settle_orphans(places.api_url, WORK_POOL, worker):
+            print(f"run {name} had lost its process: it is now Crashed, and can be run again")
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--name", worker]
         command += ["--pool", WORK_POOL, "--type", "process", "--install-policy", "never"]
-        _start(places, "worker", [*command, "--name", f"loam-{socket.gethostname()}"])
-    _wait(places, "worker", lambda: _polls(places, WORK_POOL))
+        _start(places, "worker", command)
+    _wait(places, "worker", partial(_polls, places, WORK_POOL))
     return was_up
 
 
 def _polls(places: Places, pool: str) -> bool:
     """Whether the worker that is up has been heard of by the server."""
     record = processes.recorded(places.run, "worker")
-    workers = _post(f"{places.api_url}/work_pools/{pool}/workers/filter", {}) or []
+    workers = post(f"{places.api_url}/work_pools/{pool}/workers/filter", {}) or []
     heard = [datetime.fromisoformat(worker["last_heartbeat_time"]) for worker in workers]
     return any(record and time.timestamp() > record.started for time in heard)
 
@@ -154,23 +157,6 @@ def _wait(places: Places, name: str, ready: Callable[[], bool]) -> None:
 
 def _tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _get(url: str) -> Any:
-    return _answer(lambda: httpx.get(url, timeout=5, trust_env=False))
-
-
-def _post(url: str, body: dict[str, Any]) -> Any:
-    return _answer(lambda: httpx.post(url, json=body, timeout=5, trust_env=False))
-
-
-def _answer(ask: Callable[[], httpx.Response]) -> Any:
-    """The JSON of an answer; None while there is none, or an error."""
-    try:
-        response = ask()
-    except httpx.HTTPError:
-        return None
-    return response.json() if response.is_success else None
 
 
 def _where(places: Places, names: list[str]) -> str:

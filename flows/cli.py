@@ -110,7 +110,7 @@ def run(
             from flows.pipeline import pipeline as grow
 
             report = grow(pipeline, options)
-            finish(pipeline, planned.name, report, shlex.quote(str(path)))
+            finish(pipeline, make_plan(pipeline, options), report, shlex.quote(str(path)))
     if json:
         ran = [stage.stage for stage in planned.to_run]
         showing.say_json(
@@ -152,13 +152,13 @@ def plan(
 
 def _report_of(config: PipelineConfig, options: RunOptions, planned: Plan) -> Path:
     """The newest report of the pipeline; made now where a run was stopped before it was."""
-    found = Path(config.store.reports).glob(f"{planned.name}*.html")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is not None:
-        return newest
-    from tasks.report import write_report
+    from flows.reporting import report_on
+    from tasks.report import report_path
 
-    return write_report(config, options, list(planned.visits))
+    newest = report_path(config.store.reports, planned.name)
+    if newest.exists():
+        return newest
+    return report_on(config, options, planned.visits)
 
 
 def _what_runs(planned: Plan) -> str:
@@ -187,21 +187,22 @@ def prepare_prefect(verbose: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def finish(config: PipelineConfig, name: str, report: Path, path: str) -> None:
-    """What a run ends with: a sample of the model, the funnel, the report, what to try next."""
+def finish(config: PipelineConfig, grown: Plan, report: Path, path: str) -> None:
+    """What a run ends with: a sample of the model, the funnel, the report, what to try next.
+
+    `grown` is the plan after the run, whose visits are the stages it came through.
+    """
     store = Store.at(config.store.root)
-    model = config.registry.name or name
+    model = config.registry.name or grown.name
     versions = registry.versions(store, model) if config.model is not None else []
     if versions:
         trained = store.manifest(versions[-1].manifests["train"])
         for prompt, text in inspecting.last_samples(store, trained)[:1]:
             showing.say(f"\n{model} {versions[-1].version} writes:\n{prompt}{text}\n")
-    corpus = store.find_ref("corpus", name)
-    if corpus is not None:
-        showing.show_funnel(inspecting.funnel(store, store.manifest(corpus.manifest)))
+    showing.show_funnel(inspecting.funnel(store, inspecting.line_of(grown.visits)))
     showing.say(f"\nreport: {report}\n\ntry next:")
     at = store_option(config.store.root)
-    showing.say(f"  loam show corpus/{name}{at}")
+    showing.say(f"  loam show corpus/{grown.name}{at}")
     if versions:
         showing.say(f'  loam generate --model {model} --prompt "The "{at}')
     showing.say(f"  loam plan {path}")

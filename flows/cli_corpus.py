@@ -79,16 +79,16 @@ def show(
         json: Print everything as JSON.
     """
     place = store_at(store)
-    manifest = find_manifest(place, ref)
+    line = inspecting.lineage(place, find_manifest(place, ref))
     if drops is not None:
-        samples = inspecting.drop_samples(place, manifest, drops, n)
+        samples = inspecting.drop_samples(place, line, drops, n)
         showing.say_json(samples) if json else showing.show_drop_samples(samples)
     elif quarantined:
-        groups = inspecting.quarantined(place, manifest, n)
+        groups = inspecting.quarantined(place, line, n)
         showing.say_json(groups) if json else showing.show_quarantined(groups)
     else:
-        rows = inspecting.funnel(place, manifest)
-        reasons = inspecting.drops_by_reason(place, manifest)
+        rows = inspecting.funnel(place, line)
+        reasons = inspecting.drops_by_reason(line)
         if json:
             showing.say_json({"funnel": rows, "drops": reasons})
             return

@@ -92,7 +92,7 @@ def _deployment(
     scheduled: Scheduled, config_path: Path, config: PipelineConfig
 ) -> RunnerDeployment:
     try:
-        schedule = Cron(scheduled.cron, timezone="UTC")
+        schedule = Cron(scheduled.cron, timezone="UTC", slug="schedule")
         return RunnerDeployment.from_flow(
             scheduled.flow,
             name=config.name,

@@ -11,11 +11,11 @@ from pathlib import Path
 from prefect import flow
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import task
-from tasks.report import write_report
 
 from flows.config import PipelineConfig
 from flows.corpus import grow_corpus
 from flows.model import current_corpus, grow_model
+from flows.reporting import report_on
 from flows.running import RunOptions, open_run
 from tasks.store.run import Visit
 
@@ -39,7 +39,7 @@ def model(config: PipelineConfig, options: RunOptions = RunOptions()) -> list[Vi
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(config: PipelineConfig, options: RunOptions, visits: list[Visit]) -> Path:
     """One self-contained HTML file about the run."""
-    return write_report(config, options, visits)
+    return report_on(config, options, visits)
 
 
 @flow(name="pipeline")

@@ -21,10 +21,12 @@ from llm.metrics import read_metrics
 from tasks.importing.files import read_files
 from tasks.ingest import ingest
 from tasks.sources import CrawlSource, ImportSource, Source
+from tasks.status import find_training
 from tasks.store.records import Manifest
 from tasks.store.run import Run, Visit, WouldRun
 from tasks.store.schema import PAGES
 from tasks.store.store import Store
+from tasks.train import run_url_of, train_request
 
 CORPUS_STAGES = (
     "extract", "annotate", "select", "signatures", "dedup", "scrub", "matches", "decontaminate",
@@ -45,19 +47,19 @@ class Cost:
     written: float
 
 
-# Per byte of text; measured with `flows/configs/quickstart.toml` on one core (2.1 GHz, x86-64).
+# Measured with `flows/configs/quickstart.toml`, 5.6 MB of text, on a core of an x86-64 machine.
 COSTS = {
-    "extract": Cost(2.0e-6, 0.25),
-    "annotate": Cost(4.0e-6, 0.05),
-    "select": Cost(0.02e-6, 0.01),
-    "signatures": Cost(1.5e-6, 0.1),
-    "dedup": Cost(0.5e-6, 0.05),
-    "scrub": Cost(3.0e-6, 0.25),
-    "matches": Cost(1.0e-6, 0.01),
-    "decontaminate": Cost(0.02e-6, 0.01),
-    "split": Cost(0.02e-6, 0.01),
-    "tokenise": Cost(1.0e-6, 0.3),
-    "dataset": Cost(0.1e-6, 0.02),
+    "extract": Cost(1.8e-6, 0.3),
+    "annotate": Cost(0.8e-6, 0.05),
+    "select": Cost(2e-8, 0.01),
+    "signatures": Cost(0.4e-6, 0.04),
+    "dedup": Cost(2e-8, 0.01),
+    "scrub": Cost(2.2e-6, 0.3),
+    "matches": Cost(0.15e-6, 0.01),
+    "decontaminate": Cost(2e-8, 0.01),
+    "split": Cost(2e-8, 0.01),
+    "tokenise": Cost(1e-6, 0.3),
+    "dataset": Cost(0.1e-6, 0.03),
 }
 
 # Text in a byte of web page, and multiplications of training in a second of a core with 10 M
@@ -157,7 +159,10 @@ def _look_at(run: Run, source: Source) -> PlannedStage:
     try:
         ingest(replace(run, visits=[]), source)
     except WouldRun as due:
-        return PlannedStage(name, "run", due.reasons, rows, _seconds_to_look(source, rows))
+        crawl = run.store.find_ref("crawl", f"{run.name}/{source.name}")
+        begun = crawl is not None and crawl.value["open"]
+        why = (*due.reasons, "the crawl that was stopped goes on") if begun else due.reasons
+        return PlannedStage(name, "run", why, rows, _seconds_to_look(source, rows))
     return PlannedStage(name, "reuse", (), rows, 0.0, 0)
 
 
@@ -179,8 +184,9 @@ def _walk(run: Run, config: PipelineConfig) -> tuple[PlannedStage, ...]:
         if config.model is not None:
             grow_model(run, config, corpus)
     except WouldRun as due:
-        place = len(run.visits) - len(config.sources)
-        reasons = tuple(_readable(due, names[place], reason) for reason in due.reasons)
+        stopped = names[len(run.visits) - len(config.sources)]
+        reasons = tuple(_readable(due, stopped, reason) for reason in due.reasons)
+        reasons += _goes_on(run, config) if stopped == "train" else ()
     passed = run.visits[len(config.sources) :]
     stages = tuple(
         PlannedStage(name, "reuse", (), _rows(visit.result), 0.0, 0)
@@ -188,8 +194,8 @@ def _walk(run: Run, config: PipelineConfig) -> tuple[PlannedStage, ...]:
     )
     if len(passed) == len(names):
         return stages
-    stopped = names[len(passed)]
-    first, *rest = _after(run, config, len(passed), f"if {stopped} gives other data")
+    why = f"if {names[len(passed)]} gives other data"
+    first, *rest = _after(run, config, len(passed), why)
     return (*stages, replace(first, action="run", why=reasons), *rest)
 
 
@@ -202,6 +208,17 @@ def _after(run: Run, config: PipelineConfig, start: int, why: str) -> tuple[Plan
         seconds, written = _estimate(run, config, name, before, text_bytes)
         planned.append(PlannedStage(name, "follows", (why,), _rows(before), seconds, written))
     return tuple(planned)
+
+
+def _goes_on(run: Run, config: PipelineConfig) -> tuple[str, ...]:
+    """Where the training that is due was stopped, if it has begun already."""
+    if config.model is None:
+        return ()
+    request = train_request(run.visits[-1].result, config.model, config.train)
+    begun = find_training(run.store, run_url_of(run, request))
+    if begun is None:
+        return ()
+    return (f"stopped at step {begun.step:,} of {begun.steps:,}, it goes on from its checkpoint",)
 
 
 def _readable(due: WouldRun, stage: str, reason: str) -> str:

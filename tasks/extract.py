@@ -157,6 +157,7 @@ def extract_work(store: Store, rows: ObjectRef, config: ExtractConfig) -> Outcom
 def extract(run: Run, snapshots: Mapping[str, Manifest], config: ExtractConfig) -> Manifest:
     """Main text of every document, normalized; one shard of text per shard of the snapshots."""
     request = extract_request(snapshots, config)
+    _tell_of_removed_sources(run, request)
     if done := reuse(run, request):
         return done
     shards = [
@@ -170,3 +171,15 @@ def extract(run: Run, snapshots: Mapping[str, Manifest], config: ExtractConfig) 
         actions.append(Action({"rows": rows.data_digest}, (rows, config)))
     receipts = run_actions(run, request, extract_work, actions)
     return commit_stage(run, request, receipts, shards)
+
+
+def _tell_of_removed_sources(run: Run, request: Request) -> None:
+    """Says how many documents leave with the sources that the last run had and this one has not."""
+    before = run.previous.get(STAGE.name)
+    for role, pin in sorted(before.inputs.items()) if before else ():
+        if role not in request.inputs:
+            count = run.store.manifest(pin).rows_out
+            run.say(
+                f"{role.removeprefix('source/')} is no longer among the sources: "
+                f"its {count:,} documents leave the corpus"
+            )

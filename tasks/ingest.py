@@ -142,6 +142,8 @@ def _crawl(
     check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
     rows = pa.concat_tables([PAGES.empty(), *(batch.pages for batch in result.batches)])
     if not live and not rows.num_rows:
+        # What failed must be asked for again, not remembered.
+        session.close()
         raise DataError(
             f"{source.name}: the crawl found no page "
             f"({', '.join(f'{n} {what}' for what, n in result.counts.items()) or 'no answer'}); "

@@ -1,13 +1,16 @@
-"""What became of the documents: a manifest's funnel, its drops by reason, and examples of them.
+"""What became of the documents: the funnel, the drops by reason, and examples of them.
 
-Plain data out of the store, for whoever shows it: the CLI and the report. A `manifest` here is any
-one that came of a corpus, the newest stage first; what led to it is found by following its pins.
+Plain data out of the store, for whoever shows it: the CLI and the report. A `line` is the
+manifests of the stages that led to a corpus, in order. A run knows its own (`line_of`); of a
+manifest alone it is found by following pins (`lineage`), which tells how those very documents came
+to be. The two differ where a stage was reused because its input came out the same in another way:
+what was dropped on that other way is in the run's line only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +21,11 @@ from llm import files
 from llm.errors import DataError
 from tasks.store.corpus import Shard, open_corpus, out_ids, snapshot_shards
 from tasks.store.records import Manifest, ManifestRef, ObjectRef
+from tasks.store.run import Visit
 from tasks.store.schema import DOCUMENTS, DROPS, PAGES, QUARANTINE, Schema
 from tasks.store.store import Store
 
 SNAPSHOT_STAGES = frozenset({"crawl", "import"})
-_WITHOUT_SHARDS = frozenset({"dataset"})
 
 # Counting the bytes of live text reads the text: beyond so many stored bytes it is left out.
 MEASURED_BYTES = 4 << 30
@@ -99,10 +102,15 @@ def stage_name(manifest: Manifest) -> str:
     return f"{manifest.stage} {source}" if source else manifest.stage
 
 
-def funnel(store: Store, manifest: Manifest) -> list[FunnelRow]:
-    """Every stage that led to the manifest, in order."""
-    line = _corpus_line(store, manifest)
-    sizes = _live_text_bytes(store, line) if line else {}
+def line_of(visits: Iterable[Visit]) -> list[Manifest]:
+    """The manifests that a run came through, each once."""
+    made = [visit.result for visit in visits if isinstance(visit.result, Manifest)]
+    return list({manifest.ref: manifest for manifest in made}.values())
+
+
+def funnel(store: Store, line: Sequence[Manifest]) -> list[FunnelRow]:
+    """What went into every stage of the line and what came out of it."""
+    sizes = _live_text_bytes(store, _corpus_stages(line))
     return [
         FunnelRow(
             stage=stage_name(one),
@@ -112,45 +120,50 @@ def funnel(store: Store, manifest: Manifest) -> list[FunnelRow]:
             text_bytes=sizes.get(one.ref),
             seconds=one.provenance.get("seconds"),
         )
-        for one in lineage(store, manifest)
+        for one in line
     ]
 
 
-def drops_by_reason(store: Store, manifest: Manifest) -> list[DropCount]:
+def drops_by_reason(line: Sequence[Manifest]) -> list[DropCount]:
     """Drops of documents by stage and reason: stages in order, the most frequent reason first."""
     return [
         DropCount(one.stage, reason, count)
-        for one in _corpus_line(store, manifest)
+        for one in _corpus_stages(line)
         for reason, count in sorted(one.drops.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
-def drop_samples(store: Store, manifest: Manifest, reason: str, n: int) -> list[DropSample]:
+def drop_samples(store: Store, line: Sequence[Manifest], reason: str, n: int) -> list[DropSample]:
     """The `n` first documents dropped for a reason, by id: ids are hashes, so a uniform sample.
 
     Raises DataError, naming the reasons there are, when none was dropped for this one.
     """
-    line = _corpus_line(store, manifest)
-    stages = [one for one in line if reason in one.drops]
+    stages = [one for one in _corpus_stages(line) if reason in one.drops]
     if not stages:
-        known = sorted({name for one in line for name in one.drops})
+        known = sorted({drop.reason for drop in drops_by_reason(line)})
         raise DataError(
             f"nothing was dropped as '{reason}'; reasons there are: {', '.join(known) or 'none'}"
         )
-    rows = [row for one in stages for row in _first_dropped(store, one, reason, n)]
-    rows = sorted(rows, key=lambda row: row["id"])[:n]
-    ids = [row["id"] for row in rows]
-    urls, excerpts = _urls(store, line, ids), _excerpts(store, line, ids)
-    return [
-        DropSample(**row, url=urls.get(row["id"]), excerpt=excerpts.get(row["id"], ""))
-        for row in rows
-    ]
+    found = [sample for one in stages for sample in _samples(store, one, line, [reason], n)]
+    return sorted(found, key=lambda sample: sample.id)[:n]
 
 
-def quarantined(store: Store, manifest: Manifest, n: int) -> list[Quarantined]:
+def drop_examples(store: Store, line: Sequence[Manifest], n: int) -> list[DropSample]:
+    """The `n` first documents by id that each stage dropped for each reason."""
+    stages = _corpus_stages(line)
+    return [x for one in stages for x in _samples(store, one, line, sorted(one.drops), n)]
+
+
+def urls_of(store: Store, manifest: Manifest, ids: Sequence[str]) -> dict[str, str]:
+    """Where documents came from, as their sources had it when the stage saw them; what has no URL
+    is left out."""
+    return {id_: url for id_, url in _urls(store, manifest, ids).items() if url}
+
+
+def quarantined(store: Store, line: Sequence[Manifest], n: int) -> list[Quarantined]:
     """What each source could not read, by reason, the most frequent first, `n` examples each."""
     groups: dict[tuple[str, str, str], list[tuple[str, str | None]]] = {}
-    for one in lineage(store, manifest):
+    for one in line:
         for ref in one.objects.get(QUARANTINE.kind, ()):
             for row in store.read_table(ref, QUARANTINE).to_pylist():
                 key = (row["source"], row["stage"], row["reason"])
@@ -171,13 +184,13 @@ def last_samples(store: Store, trained: Manifest) -> list[tuple[str, str]]:
     return [(sample["prompt"], sample["text"]) for sample in drawn]
 
 
-def _corpus_line(store: Store, manifest: Manifest) -> list[Manifest]:
-    """The stages that see documents: from extract on, without snapshots."""
-    return [
-        one
-        for one in lineage(store, manifest)
-        if one.stage == "extract" or ("corpus" in one.inputs and one.stage not in _WITHOUT_SHARDS)
-    ]
+def _corpus_stages(line: Sequence[Manifest]) -> list[Manifest]:
+    """The stages that see documents shard by shard: from extract on, without the dataset."""
+    return [one for one in line if one.stage == "extract" or _adds_to_shards(one)]
+
+
+def _adds_to_shards(manifest: Manifest) -> bool:
+    return "corpus" in manifest.inputs and manifest.stage != "dataset"
 
 
 def _before(store: Store, manifest: Manifest) -> tuple[Shard, ...]:
@@ -188,58 +201,76 @@ def _before(store: Store, manifest: Manifest) -> tuple[Shard, ...]:
     return open_corpus(store, store.manifest(manifest.inputs["corpus"])).shards
 
 
+def _samples(
+    store: Store, manifest: Manifest, line: Sequence[Manifest], reasons: Sequence[str], n: int
+) -> list[DropSample]:
+    """The first `n` documents by id that the stage of `manifest` dropped for each reason."""
+    rows = _first_dropped(store, manifest, reasons, n) if reasons else []
+    if not rows:
+        return []
+    ids = [row["id"] for row in rows]
+    urls, texts = _urls(store, manifest, ids), _excerpts(store, manifest, line, ids)
+    return [
+        DropSample(**row, url=urls.get(row["id"]), excerpt=texts.get(row["id"], "")) for row in rows
+    ]
+
+
 def _first_dropped(
-    store: Store, manifest: Manifest, reason: str, n: int
-) -> Iterator[dict[str, Any]]:
-    """The first `n` live rows by id that a stage dropped for `reason`."""
-    found = [DROPS.empty()]
+    store: Store, manifest: Manifest, reasons: Sequence[str], n: int
+) -> list[dict[str, Any]]:
+    """The first `n` live rows by id that a stage dropped for each of the reasons."""
+    found = {reason: [DROPS.empty()] for reason in reasons}
     shards = _before(store, manifest)
     for shard, receipt in zip(shards, store.receipts(manifest), strict=True):
-        if reason in receipt.drops:
-            rows = store.read_table(receipt.output(DROPS.kind), DROPS)
-            rows = rows.filter(pc.equal(rows.column("reason"), reason))
-            gone = pc.is_in(rows.column("id"), value_set=out_ids(store, shard))
-            found.append(rows.filter(pc.invert(gone)))
-    yield from pa.concat_tables(found).sort_by("id").slice(0, n).to_pylist()
+        if receipt.drops.keys().isdisjoint(found):
+            continue
+        rows = store.read_table(receipt.output(DROPS.kind), DROPS)
+        gone = pc.is_in(rows.column("id"), value_set=out_ids(store, shard))
+        rows = rows.filter(pc.invert(gone)).sort_by("id")
+        for reason, parts in found.items():
+            parts.append(rows.filter(pc.equal(rows.column("reason"), reason)).slice(0, n))
+    return [
+        row
+        for parts in found.values()
+        for row in pa.concat_tables(parts).sort_by("id").slice(0, n).to_pylist()
+    ]
 
 
-def _urls(store: Store, line: Sequence[Manifest], ids: Sequence[str]) -> dict[str, str]:
-    """Where documents came from, as their sources had it."""
+def _urls(store: Store, manifest: Manifest, ids: Sequence[str]) -> dict[str, str]:
+    """Where documents came from, as their sources had it when the stage saw them."""
+    while manifest.stage != "extract":
+        manifest = store.manifest(manifest.inputs["corpus"])
     found: dict[str, str] = {}
-    for shard in _before(store, line[0]):
+    for shard in _before(store, manifest):
         for schema in (PAGES, DOCUMENTS):
             rows = _wanted(store, shard.extras.get(schema.kind), schema, ids, ["id", "url"])
             found |= {row["id"]: row["url"] for row in rows if row["id"] not in shard.dead}
     return found
 
 
-def _excerpts(store: Store, line: Sequence[Manifest], ids: Sequence[str]) -> dict[str, str]:
-    """The beginning of each text, out of the scrubbed corpus or scrubbed here and now."""
-    texts: dict[str, str] = {}
-    scrubbed = next((one for one in line if one.stage == "scrub"), None)
-    if scrubbed is not None:
-        texts = _texts(store, line[0], scrubbed, ids)
-    raw = _texts(store, line[0], line[0], [id for id in ids if id not in texts])
-    if raw:
-        from tasks.scrub import Scrubber, ScrubConfig, scrub_text
-
-        config = scrubbed.payload["config"] if scrubbed else {}
-        scrubber = Scrubber(ScrubConfig.model_validate(config))
-        texts |= {id: scrub_text(text, scrubber)[0] for id, text in raw.items()}
-    return {id: _shortened(text) for id, text in texts.items()}
-
-
-def _texts(
-    store: Store, extracted: Manifest, written: Manifest, ids: Sequence[str]
+def _excerpts(
+    store: Store, manifest: Manifest, line: Sequence[Manifest], ids: Sequence[str]
 ) -> dict[str, str]:
-    """The beginnings of texts as the stage of `written` wrote them; dead rows have none."""
+    """The beginning of each text as the stage saw it, scrubbed here and now if it was not yet."""
+    if manifest.stage == "extract":
+        return {}
     found: dict[str, str] = {}
-    for shard, receipt in zip(_before(store, extracted), store.receipts(written), strict=True):
-        ref = receipt.output(DOCUMENTS.kind)
-        for row in _wanted(store, ref, DOCUMENTS, ids, ["id", "text"]):
+    for shard in _before(store, manifest):
+        for row in _wanted(store, shard.text, DOCUMENTS, ids, ["id", "text"]):
             if row["id"] not in shard.dead:
                 found[row["id"]] = row["text"][:_VIEWED_CHARACTERS]
-    return found
+    if found and all(one.stage != "scrub" for one in lineage(store, manifest)):
+        found = _scrubbed(found, line)
+    return {id_: _shortened(text) for id_, text in found.items()}
+
+
+def _scrubbed(texts: Mapping[str, str], line: Sequence[Manifest]) -> dict[str, str]:
+    """Texts scrubbed as the line does it."""
+    from tasks.scrub import Scrubber, ScrubConfig, scrub_text
+
+    scrubs = [one.payload["config"] for one in line if one.stage == "scrub"]
+    scrubber = Scrubber(ScrubConfig.model_validate(scrubs[0] if scrubs else {}))
+    return {id_: scrub_text(text, scrubber)[0] for id_, text in texts.items()}
 
 
 def _wanted(
@@ -259,34 +290,24 @@ def _shortened(text: str) -> str:
     return words if len(words) <= EXCERPT_CHARACTERS else words[: EXCERPT_CHARACTERS - 1] + "…"
 
 
-def _live_text_bytes(store: Store, line: Sequence[Manifest]) -> dict[ManifestRef, int]:
-    """UTF-8 bytes of the live text after each stage that sees documents; empty when too large."""
-    extracted = line[0]
-    before = _before(store, extracted)
-    refs = [receipt.output(DOCUMENTS.kind) for receipt in store.receipts(extracted)]
-    if sum(ref.bytes for ref in refs if ref) > MEASURED_BYTES:
+def _live_text_bytes(store: Store, stages: Sequence[Manifest]) -> dict[ManifestRef, int]:
+    """UTF-8 bytes of the live text after each stage; empty when there is too much to read."""
+    corpora = {one.ref: open_corpus(store, one).shards for one in stages}
+    texts = {shard.text for shards in corpora.values() for shard in shards if shard.text}
+    if sum(ref.bytes for ref in texts) > MEASURED_BYTES:
         return {}
-    live = [
-        _without(_sizes(store, ref), shard.dead) for ref, shard in zip(refs, before, strict=True)
-    ]
-    totals: dict[ManifestRef, int] = {}
-    for one in line:
-        for index, receipt in enumerate(store.receipts(one)):
-            if one.stage == "scrub":
-                kept = live[index].column("id").combine_chunks()
-                sizes = _sizes(store, receipt.output(DOCUMENTS.kind))
-                live[index] = sizes.filter(pc.is_in(sizes.column("id"), value_set=kept))
-            dropped = store.read_table(receipt.output(DROPS.kind), DROPS, ["id"])
-            live[index] = _without(live[index], dropped.column("id").to_pylist())
-        totals[one.ref] = sum(pc.sum(part.column("bytes")).as_py() or 0 for part in live)
-    return totals
+    sizes = {ref: _sizes(store, ref) for ref in texts}
+
+    def live(shard: Shard) -> int:
+        if shard.text is None:
+            return 0
+        table = sizes[shard.text]
+        gone = pc.is_in(table.column("id"), value_set=out_ids(store, shard))
+        return pc.sum(table.filter(pc.invert(gone)).column("bytes")).as_py() or 0
+
+    return {ref: sum(map(live, shards)) for ref, shards in corpora.items()}
 
 
-def _sizes(store: Store, ref: ObjectRef | None) -> pa.Table:
+def _sizes(store: Store, ref: ObjectRef) -> pa.Table:
     rows = store.read_table(ref, DOCUMENTS, ["id", "text"])
     return pa.table({"id": rows["id"], "bytes": pc.binary_length(rows["text"])})
-
-
-def _without(sizes: pa.Table, ids: Sequence[str]) -> pa.Table:
-    gone = pc.is_in(sizes.column("id"), value_set=pa.array(ids, pa.string()))
-    return sizes.filter(pc.invert(gone))

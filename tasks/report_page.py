@@ -22,12 +22,16 @@ class Fact(Config):
 
 
 class StageCount(Config):
-    """A step of the funnel, in rows."""
+    """A step of the funnel. `share` is what it leaves of the rows at the start, `work_seconds`
+    what its actions took, over all workers and whenever they ran."""
 
     stage: str
     rows_in: int
     rows_out: int
     dropped: int
+    share: float
+    text_bytes: int | None = None
+    work_seconds: float | None = None
 
 
 class DropExample(Config):
@@ -76,23 +80,25 @@ class PiiCount(Config):
 
 
 class Benchmark(Config):
-    """What of a benchmark was found in the corpus."""
+    """What of a benchmark condemned documents. `items` is None where its file is gone."""
 
     name: str
-    items: int
+    items: int | None
     items_found: int
     documents_dropped: int
 
 
 class Contamination(Config):
-    """A document that holds an item of a benchmark."""
+    """A document that was dropped for an item of a benchmark. `overlap` is the part of its
+    n-grams that was found."""
 
     benchmark: str
-    item: int
+    item: str
     id: str
     url: str | None = None
-    kind: str
+    reason: str
     n_ngrams: int
+    overlap: float
 
 
 class LanguageCount(Config):
@@ -112,13 +118,14 @@ class SourceCount(Config):
 
 
 class TokenCount(Config):
-    """Tokens of one source in one split, with what fertility is computed from."""
+    """Tokens of one source in one split, with what fertility is computed from. `words` is None
+    where they were not counted."""
 
     source: str
     split: str
     documents: int
     tokens: int
-    words: int
+    words: int | None
     n_bytes: int
 
 
@@ -148,8 +155,9 @@ class Sample(Config):
 
 
 class Score(Config):
-    """A model's or a trivial baseline's score on the held-out text."""
+    """A model's or a trivial baseline's score on a held-out split."""
 
+    split: str
     name: str
     bits_per_byte: float | None = None
     perplexity: float | None = None

@@ -131,21 +131,22 @@ def _ref_state(store: Store, name: str, ref: Ref) -> RefState:
 def trainings(store: Store) -> list[Training]:
     """The trainings that have begun and have no result yet."""
     base = f"{store.root}/runs/"
-    urls = set(files.list_urls(base))
-    begun = sorted({url.removeprefix(base).split("/")[0] for url in urls})
-    return [
-        _training(base + run, run)
-        for run in begun
-        if f"{base}{run}/run.json" in urls and f"{base}{run}/result.json" not in urls
-    ]
+    begun = sorted({url.removeprefix(base).split("/")[0] for url in files.list_urls(base)})
+    found = (find_training(store, f"{base}{run}") for run in begun)
+    return [training for training in found if training is not None]
 
 
-def _training(url: str, run: str) -> Training:
-    steps = json.loads(files.read_bytes(f"{url}/run.json"))["identity"]["train"]["steps"]
+def find_training(store: Store, url: str) -> Training | None:
+    """The training that has begun at a run's URL; None when there is none, or it is complete."""
+    body, result = files.read_many([f"{url}/run.json", f"{url}/result.json"])
+    if body is None or result is not None:
+        return None
+    steps = json.loads(body)["identity"]["train"]["steps"]
     logged = read_metrics(url)
     lease = files.read_versioned(f"{url}/lease.json")
     holder = json.loads(lease.body)["holder"] if lease else None
-    return Training(run, logged[-1]["step"] if logged else 0, steps, _at_it(holder))
+    step = logged[-1]["step"] if logged else 0
+    return Training(url.removeprefix(f"{store.root}/runs/"), step, steps, _at_it(holder))
 
 
 def _at_it(holder: dict[str, Any] | None) -> str | None:

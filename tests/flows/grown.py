@@ -127,7 +127,8 @@ def grow(folder: Path) -> Grown:
     return grown
 
 
-def _without_prefect() -> None:
+def without_prefect() -> None:
+    """Leaves stages as the plain functions that they are, in this process."""
     prefect, policies = types.ModuleType("prefect"), types.ModuleType("prefect.cache_policies")
     prefect.task = lambda **_: lambda function: function  # type: ignore[attr-defined]
     policies.NO_CACHE = None  # type: ignore[attr-defined]
@@ -135,7 +136,7 @@ def _without_prefect() -> None:
 
 
 def main(config_path: str) -> None:
-    _without_prefect()
+    without_prefect()
     from flows.config import read_config
     from flows.corpus import grow_corpus
     from flows.model import grow_model

@@ -117,6 +117,18 @@ def test_training_is_estimated_in_proportion_to_its_steps(grown_copy: Grown) -> 
     assert seconds(80_000) > seconds(40_000) > 1
 
 
+def test_a_training_that_was_stopped_goes_on_and_the_plan_says_from_where(
+    grown_copy: Grown,
+) -> None:
+    (trained,) = Path("store/manifests/train").glob("*.json")
+    (result,) = Path("store/runs").glob("*/result.json")
+    trained.unlink()
+    result.unlink()
+    plan = plan_of(grown_copy.config)
+    assert running(plan) == ["train"]
+    assert why(plan)[-1] == "stopped at step 4 of 4, it goes on from its checkpoint"
+
+
 def test_planning_changes_nothing_in_the_store(grown: Grown, grown_copy: Grown) -> None:
     def contents() -> dict[str, bytes]:
         root = Path(grown_copy.store)
