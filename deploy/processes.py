@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,4 +147,6 @@ def _end(processes: list[psutil.Process], how: signal.Signals, within_s: float) 
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(how)
-    psutil.wait_procs(processes, timeout=within_s)
+    deadline = time.monotonic() + within_s
+    while any(_lives(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)

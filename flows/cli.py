@@ -23,9 +23,11 @@ from flows import cli_corpus, cli_model, cli_store, showing
 from flows.cli_options import GROW, KEEP, LOOK, ConfigPath, Flag, Json, StoreUrl, load, store_option
 from flows.config import PipelineConfig
 from flows.planning import Plan, make_plan
+from flows.reporting import report_on
 from flows.running import RunOptions
 from llm.errors import LoamError
 from tasks import inspecting, registry
+from tasks.report import report_path
 from tasks.store.store import Store
 
 app = App(
@@ -151,14 +153,9 @@ def plan(
 
 
 def _report_of(config: PipelineConfig, options: RunOptions, planned: Plan) -> Path:
-    """The newest report of the pipeline; made now where a run was stopped before it was."""
-    from flows.reporting import report_on
-    from tasks.report import report_path
-
-    newest = report_path(config.store.reports, planned.name)
-    if newest.exists():
-        return newest
-    return report_on(config, options, planned.visits)
+    """The pipeline's newest report; made now where a run was stopped before it was."""
+    path = report_path(config.store.reports, planned.name)
+    return path if path.exists() else report_on(config, options, planned.visits)
 
 
 def _what_runs(planned: Plan) -> str:
@@ -185,6 +182,8 @@ def prepare_prefect(verbose: bool) -> None:
         settings["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    # Prefect makes this folder but none above it, and its server does not start without.
+    Path(os.environ["PREFECT_HOME"]).expanduser().mkdir(parents=True, exist_ok=True)
 
 
 def finish(config: PipelineConfig, grown: Plan, report: Path, path: str) -> None:

@@ -55,7 +55,9 @@ def open_run(
     store = Store.at(config.store.root)
     name = run_name(config, options.sample)
     if not planning and not store.creates_once():
-        say(f"{store.root}: this storage does not honour conditional writes; one run at a time only")
+        say(
+            f"{store.root}: this storage does not honour conditional writes; one run at a time only"
+        )
     refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
     with executor_for(1 if planning else config.store.workers) as executor:
         yield Run(
@@ -93,12 +95,13 @@ def provenance() -> dict[str, Any]:
 
 
 def last_manifests(store: Store, config: PipelineConfig, name: str) -> dict[str, Manifest]:
-    """The manifests of the last finished run by stage: what its refs and newest model reach."""
+    """The manifests of the last finished run by stage: what its refs reach, and the newest model
+    of that dataset (a dataset that became what it was before has its model already), if any."""
     found: dict[str, Manifest] = {}
-    pins = [ref.manifest for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
+    refs = [ref.manifest for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
     known = registry.versions(store, config.registry.name or name)
-    pins += [pin for version_ in known[-1:] for pin in version_.manifests.values()]
-    for pin in pins:
+    newest = [v for v in known if v.manifests["dataset"] in refs][-1:] or known[-1:]
+    for pin in refs + [pin for version_ in newest for pin in version_.manifests.values()]:
         _follow(store, pin, found)
     return found
 

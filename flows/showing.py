@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,7 @@ from tasks.store.store import Store
 
 # A pipe has no width: lines are never broken for one.
 _PIPED_WIDTH = 10_000
+_GAP, _LEAST_WIDE = 2, 24
 
 NOTHING = "–"
 
@@ -54,20 +56,28 @@ def printable(text: str) -> str:
 
 
 def show_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], wide: str = "", title: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    wide: Sequence[str] = (),
+    title: str = "",
 ) -> None:
-    """Rows below their column names; `>name` is set to the right, only `wide` is broken to fit."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(
-            name.removeprefix(">"),
-            justify="right" if name.startswith(">") else "left",
-            no_wrap=name != wide,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+    """Rows below their column names; `>name` is set to the right, and only those named in `wide`
+    are broken to fit. Where that is not enough, lines run over rather than lose a figure."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    least = 0
+    for name, *column in zip(columns, *cells, strict=True):
+        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        heading = name.removeprefix(">")
+        width = max(cell_len(text) for text in (heading, *column))
+        if name in wide:
+            width = min(width, _LEAST_WIDE)
+        table.add_column(heading, justify=justify, no_wrap=name not in wide, min_width=width)
+        least += width + _GAP
+    for texts in cells:
+        table.add_row(*map(Text, texts))
     out = console()
+    out.width = max(out.width, least)
     if title:
         out.print(Text(title, style="bold"))
     out.print(table)
@@ -137,7 +147,7 @@ def show_plan(plan: Plan) -> None:
         why = "" if stage.why == told else "; ".join(stage.why)
         told = stage.why
         rows.append((stage.stage, stage.action, why, stage.rows, *_estimates(stage)))
-    show_table(("stage", "does", "why", ">rows", ">time", ">writes"), rows, wide="why")
+    show_table(("stage", "does", "why", ">rows", ">time", ">writes"), rows, wide=("why",))
     say()
     if plan.nothing_to_do:
         say("nothing to do")
@@ -231,7 +241,7 @@ def show_versions(store: Store, versions: Sequence[ModelVersion]) -> None:
             )
         )
     columns = ("model", ">version", "aliases", "made", ">bits per byte", ">parameters", "run")
-    show_table((*columns, "gate"), rows, wide="gate")
+    show_table((*columns, "gate"), rows, wide=("aliases", "gate"))
 
 
 def age(at: str) -> str:

@@ -26,6 +26,7 @@ import pyarrow.fs as pafs
 from llm.errors import StorageError
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 5, 20, 4
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
         )
         raise StorageError(f"{url}: {doing} was refused ({error}); {hint}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_ROOM:
             raise StorageError(
                 f"{url}: there is no room for it, the disk is full or a limit is reached "
                 f"({error}); free some room and run again"

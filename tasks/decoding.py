@@ -39,9 +39,10 @@ def decode(
 
     In order: a byte order mark; UTF-8, since text in another encoding hardly ever is valid UTF-8 by
     chance (Duerst, "The properties and promises of UTF-8", 1997); the HTTP charset; the one in a
-    meta tag or XML declaration; the one uchardet detects; windows-1252. Labels mean what WHATWG's
-    encoding standard says they mean. Encodings that look like ASCII (UTF-16, ISO-2022-JP, HZ) come
-    first where they are declared. What cannot be decoded becomes U+FFFD.
+    meta tag, else in an XML declaration (HTML standard, prescan of a byte stream); the one uchardet
+    detects; windows-1252. Labels mean what WHATWG's encoding standard says they mean. Encodings
+    that look like ASCII (UTF-16, ISO-2022-JP, HZ) come first where they are declared. What cannot
+    be decoded becomes U+FFFD.
 
     An encoding fits while at most `max_bad_share` of its non-ASCII characters are undecodable and
     at most `max_control_share` of all characters are control characters.
@@ -63,9 +64,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_META_CHARSET = re.compile(
-    rb"<(?:meta|\?xml)\b[^>]*?(?:charset|encoding)\s*=\s*[\"']?([\w.:-]+)", re.I
-)
+_META_CHARSET = re.compile(rb"<meta\b[^>]*?charset\s*=\s*[\"']?([\w.:-]+)", re.I)
+_XML_ENCODING = re.compile(rb"<\?xml\b[^>]*?encoding\s*=\s*[\"']?([\w.:-]+)", re.I)
 _LIKE_ASCII = ("utf-16", "iso2022", "iso-2022", "hz")
 
 
@@ -73,8 +73,9 @@ def _encodings(payload: bytes, charset: str | None) -> Iterator[str]:
     """Python names of the encodings to try; detection, which reads the payload, comes late."""
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    meta = _META_CHARSET.search(payload[:1024])
-    labels = (charset, meta.group(1).decode() if meta else None)
+    head = payload[:1024]
+    inside = _META_CHARSET.search(head) or _XML_ENCODING.search(head)
+    labels = (charset, inside.group(1).decode() if inside else None)
     mapped = (map_encoding_to_html5(label, fallback_utf8=False) for label in labels if label)
     declared = [name for name in mapped if name]
     yield from (name for name in declared if name.startswith(_LIKE_ASCII))

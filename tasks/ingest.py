@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError, DataError, StorageError
+from llm.files import NO_ROOM
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
 from tasks.importing.files import FileRef, read_files
@@ -63,6 +64,22 @@ def ingest(run: Run, source: Source) -> Manifest:
     if isinstance(source, ImportSource):
         return _import(run, source, config, seen, previous)
     return _crawl(run, source, config, seen, previous)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder on the local disk that is gone afterwards. Raises StorageError where it fills up."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise StorageError(
+                f"{folder}: there is no room for what is being read, the disk is full or a limit "
+                f"is reached ({error}); free some room, or set TMPDIR to a folder with more, and "
+                "run again"
+            ) from error
 
 
 def _semantic(source: Source, sample: int | None) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def _crawl(
     known = _known_pages(run.store, previous)
     session = open_session(run, source.name, config, previous)
     with ExitStack() as stack:
-        workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workdir = stack.enter_context(_temporary_folder())
         settings = _settings(source, run.sample, workdir, stack)
         reader = stack.enter_context(PayloadReader(run.store))
         progress = stack.enter_context(tally(f"crawl {source.name}", "pages"))
@@ -259,8 +276,8 @@ def _import(
         same = previous.summary["files"] == tokens
         if same and previous.payload["config"] == config and not run.refresh:
             return touch(run, source.name, previous, seen)
-    with tempfile.TemporaryDirectory() as folder, PayloadReader(run.store) as _:
-        staged = _stage(run, source, files, Path(folder))
+    with _temporary_folder() as folder:
+        staged = _stage(run, source, files, folder)
         live = live_index(run.store, previous, staged.schema)
         chosen, quarantine = staged.winners(source.name)
         gone = sorted(live.keys() - chosen.keys())

@@ -109,8 +109,9 @@ def line_of(visits: Iterable[Visit]) -> list[Manifest]:
 
 
 def funnel(store: Store, line: Sequence[Manifest]) -> list[FunnelRow]:
-    """What went into every stage of the line and what came out of it."""
-    sizes = _live_text_bytes(store, _corpus_stages(line))
+    """What went into and came out of the snapshots, and every stage that sees documents."""
+    stages = _corpus_stages(line)
+    sizes = _live_text_bytes(store, stages)
     return [
         FunnelRow(
             stage=stage_name(one),
@@ -121,6 +122,7 @@ def funnel(store: Store, line: Sequence[Manifest]) -> list[FunnelRow]:
             seconds=one.provenance.get("seconds"),
         )
         for one in line
+        if one.stage in SNAPSHOT_STAGES or one in stages
     ]
 
 

@@ -134,14 +134,14 @@ def _corpus_parts(told: Told, labelled: Manifest) -> dict[str, Any]:
     }
     matched, decided = told.find("matches"), told.find("decontaminate")
     if matched is not None and decided is not None:
-        parts["benchmarks"], parts["contaminations"] = report_corpus.contamination_part(
-            store, told.name, matched, decided
+        parts["benchmarks"], parts["contaminations"], parts["n_contaminations"] = (
+            report_corpus.contamination_part(store, told.name, matched, decided)
         )
     dataset = told.find("dataset")
     if dataset is not None:
         words = report_corpus.word_counts(store, corpus)
         parts["tokens"] = report_model.tokens_part(store, dataset, words)
-        parts["tokenizer"] = report_model.tokenizer_part(store, dataset)
+        parts["tokenizer"], parts["reserved_tokens"] = report_model.tokenizer_part(store, dataset)
     return parts
 
 
@@ -149,7 +149,7 @@ def _model_parts(told: Told) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     trained, evaluated = told.find("train"), told.find("evaluate")
     if trained is not None:
-        parts["model"] = report_model.model_part(trained)
+        parts |= report_model.model_part(trained)
         parts["training"], parts["validation"] = report_model.curves_part(told.store, trained)
         parts["samples"] = report_model.samples_part(told.store, trained)
     registered = told.registered

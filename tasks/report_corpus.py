@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,7 +49,7 @@ HELDOUT_SET = "held-out set"
 
 def funnel_part(store: Store, line: Sequence[Manifest]) -> tuple[StageCount, ...]:
     """Each stage of the line that sees documents. The start is what all snapshots hold together."""
-    rows = funnel(store, [one for one in line if _sees_documents(one)])
+    rows = funnel(store, line)
     start = sum(row.rows_out for row in rows if row.stage.split()[0] in SNAPSHOT_STAGES)
     return tuple(
         StageCount(
@@ -62,10 +63,6 @@ def funnel_part(store: Store, line: Sequence[Manifest]) -> tuple[StageCount, ...
         )
         for row in rows
     )
-
-
-def _sees_documents(manifest: Manifest) -> bool:
-    return manifest.stage in (*SNAPSHOT_STAGES, "extract") or "corpus" in manifest.inputs
 
 
 def drops_part(store: Store, line: Sequence[Manifest]) -> tuple[DropReason, ...]:
@@ -125,8 +122,9 @@ def pii_part(store: Store, corpus: Corpus) -> tuple[PiiCount, ...]:
 
 def contamination_part(
     store: Store, name: str, matched: Manifest, decided: Manifest
-) -> tuple[tuple[Benchmark, ...], tuple[Contamination, ...]]:
-    """Each benchmark and the held-out set with what they condemned, and the ledger's first rows."""
+) -> tuple[tuple[Benchmark, ...], tuple[Contamination, ...], int]:
+    """Each benchmark and the held-out set with what they condemned, the ledger's first rows, and
+    how many it has."""
     ledger = [
         row
         for ref in decided.objects.get(LEDGER.kind, ())
@@ -137,27 +135,30 @@ def contamination_part(
     for benchmark, items in _sizes_of_benchmarks(store, name, matched).items():
         rows = [row for row in ledger if row["benchmark"] == benchmark]
         # An item is "line.field", with ".position" inside a list; a held-out one is an id.
-        found = {row["item"].split(".")[0] for row in rows}
-        dropped = {row["id"] for row in rows}
-        label = HELDOUT_SET if benchmark == HELDOUT else benchmark
         benchmarks.append(
             Benchmark(
-                name=label, items=items, items_found=len(found), documents_dropped=len(dropped)
+                name=HELDOUT_SET if benchmark == HELDOUT else benchmark,
+                items=items,
+                items_found=len({row["item"].split(".")[0] for row in rows}),
+                documents_dropped=len({row["id"] for row in rows}),
             )
         )
     shown = ledger[:LEDGER_ROWS]
     urls = urls_of(store, decided, sorted({row["id"] for row in shown}))
-    return tuple(benchmarks), tuple(
-        Contamination(
-            benchmark=HELDOUT_SET if row["benchmark"] == HELDOUT else row["benchmark"],
-            item=row["item"],
-            id=row["id"],
-            url=urls.get(row["id"]),
-            reason=row["reason"],
-            n_ngrams=row["matched"],
-            overlap=row["overlap"],
-        )
-        for row in shown
+    found = tuple(_contamination(row, urls.get(row["id"])) for row in shown)
+    return tuple(benchmarks), found, len(ledger)
+
+
+def _contamination(row: dict[str, Any], url: str | None) -> Contamination:
+    """A row of the ledger."""
+    return Contamination(
+        benchmark=HELDOUT_SET if row["benchmark"] == HELDOUT else row["benchmark"],
+        item=row["item"],
+        id=row["id"],
+        url=url,
+        reason=row["reason"],
+        n_ngrams=row["matched"],
+        overlap=row["overlap"],
     )
 
 

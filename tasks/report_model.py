@@ -27,11 +27,12 @@ MODEL = "model"
 # In the order in which they are shown, the model last.
 _BASELINES = {
     "uniform": "every token equally likely",
-    "unigram": "tokens as frequent as in training, whatever came before",
-    "gzip": "gzip -9 over the whole split",
+    "unigram": "tokens as frequent as in training",
+    "gzip": "gzip -9 of the split",
 }
 _SPLITS = ("train", "validation", "test")
 SAMPLED_STEPS = 8
+SPARE = "<|spare_"
 
 
 def tokens_part(store: Store, dataset: Manifest, words: pa.Table) -> tuple[TokenCount, ...]:
@@ -61,43 +62,39 @@ def tokens_part(store: Store, dataset: Manifest, words: pa.Table) -> tuple[Token
     return tuple(sorted(counts, key=lambda one: (one.source, _SPLITS.index(one.split))))
 
 
-def tokenizer_part(store: Store, dataset: Manifest) -> tuple[Fact, ...]:
-    """What the pinned tokenizer is."""
+def tokenizer_part(store: Store, dataset: Manifest) -> tuple[tuple[Fact, ...], tuple[str, ...]]:
+    """What the pinned tokenizer is, and those of its reserved tokens that have a meaning."""
     from llm.tokenizer import Tokenizer
 
     ref = dataset.object("tokenizer")
     body = store.read_bytes(ref)
     tokenizer = Tokenizer.from_bytes(body)
     byte_level = (json.loads(body).get("decoder") or {}).get("type") == "ByteLevel"
-    return (
+    facts = (
         Fact(name="kind", value="byte-level BPE" if byte_level else "characters"),
         Fact(name="vocabulary", value=tokenizer.vocab_size),
         Fact(name="reserved tokens", value=len(tokenizer.special_ids)),
         Fact(name="sha256", value=ref.sha256[:12]),
     )
+    return facts, tuple(name for name in tokenizer.special_ids if not name.startswith(SPARE))
 
 
-def reserved_tokens(store: Store, dataset: Manifest) -> tuple[str, ...]:
-    """The tokens that text cannot produce, in the order of their ids."""
-    from llm.tokenizer import Tokenizer
-
-    body = store.read_bytes(dataset.object("tokenizer"))
-    return tuple(Tokenizer.from_bytes(body).special_ids)
-
-
-def model_part(trained: Manifest) -> tuple[Fact, ...]:
-    """The model's shape and how it was trained: the settings by the names they have in a config."""
+def model_part(trained: Manifest) -> dict[str, tuple[Fact, ...]]:
+    """The model's shape, the recipe and the machine it was trained on; settings go by the names
+    they have in a config."""
     result = trained.summary["result"]
     recipe = trained.payload["config"]["train"]
-    ran_on = result["environment"]
-    settings = {**result["model"], **recipe, **recipe.get("optim", {})}
-    settings.pop("optim", None)
-    return (
-        Fact(name="parameters", value=result["n_parameters"]),
-        Fact(name="tokens seen", value=result["tokens"]),
-        *(Fact(name=name, value=_said(value)) for name, value in settings.items()),
-        *(Fact(name=name, value=_said(ran_on[name])) for name in sorted(ran_on)),
-    )
+    flat = {name: value for name, value in recipe.items() if name != "optim"}
+    size = {"parameters": result["n_parameters"], "tokens seen": result["tokens"]}
+    return {
+        "model": _facts({**size, **result["model"]}),
+        "recipe": _facts({**flat, **recipe.get("optim", {})}),
+        "machine": _facts(result["environment"]),
+    }
+
+
+def _facts(values: Mapping[str, Any]) -> tuple[Fact, ...]:
+    return tuple(Fact(name=name, value=_said(value)) for name, value in values.items())
 
 
 def _said(value: Any) -> str | int | float:

@@ -209,11 +209,15 @@ class ReportData(Config):
     pii: tuple[PiiCount, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
     contaminations: tuple[Contamination, ...] = ()
+    n_contaminations: int = 0
     sources: tuple[SourceCount, ...] = ()
     languages: tuple[LanguageCount, ...] = ()
     tokens: tuple[TokenCount, ...] = ()
     tokenizer: tuple[Fact, ...] = ()
+    reserved_tokens: tuple[str, ...] = ()
     model: tuple[Fact, ...] = ()
+    recipe: tuple[Fact, ...] = ()
+    machine: tuple[Fact, ...] = ()
     training: tuple[TrainingPoint, ...] = ()
     validation: tuple[ValidationPoint, ...] = ()
     samples: tuple[Sample, ...] = ()
@@ -236,7 +240,7 @@ SECTIONS = (
     ("sources", "Sources", ("sources",)),
     ("languages", "Languages", ("languages",)),
     ("tokens", "Tokens", ("tokens", "tokenizer")),
-    ("model", "Model", ("model",)),
+    ("model", "Model", ("model", "recipe", "machine")),
     ("training", "Training", ("training", "validation")),
     ("samples", "Samples over time", ("samples",)),
     ("evaluation", "Evaluation", ("evaluation",)),

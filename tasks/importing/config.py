@@ -50,9 +50,6 @@ class ImportConfig(Config):
     """For text and Markdown files: the part of each file that is taken, as shares of its
     characters, each bound rounded down: nanoGPT trains on (0, 0.9) and validates on (0.9, 1)."""
 
-    split: Literal["train", "validation", "test"] | None = None
-    """Puts the whole source into one split. By default the split stage decides."""
-
     max_bytes_per_record: int = Field(50_000_000, ge=1)
     """A record or text file over this many bytes is set aside. A chosen limit: about ten times
     the complete works of Shakespeare, and small enough to hold several copies in memory."""
@@ -72,4 +69,4 @@ class ImportConfig(Config):
 
     def semantic(self) -> dict[str, object]:
         """The settings that decide which rows come of a file; the rest says where files are."""
-        return self.model_dump(mode="json", exclude={"paths", "max_age_s", "split"})
+        return self.model_dump(mode="json", exclude={"paths", "max_age_s"})

@@ -9,12 +9,14 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
 import resource
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 
@@ -34,7 +36,7 @@ c4 = false
 fineweb = false
 """
 QUICK = "retries = 1\nbackoff_s = 0\ndelay_s = 0\ngive_up_after = 3\nmax_age_s = 0\n"
-_WORDS = ("river", "stone", "light", "garden", "winter", "song", "house", "letter", "music", "bread")
+N_WORDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +51,13 @@ def loam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def text(n: int) -> str:
-    """A text that is no duplicate of another."""
-    return " ".join(f"{word} {n} {n * k}" for k, word in enumerate(_WORDS, 1))
+    """The `n`th text, of words that no other text has and that compression finds little in."""
+    letters = random.Random(n)
+    return " ".join("".join(letters.choices(ascii_lowercase, k=7)) for _ in range(N_WORDS))
 
 
 def rows(*numbers: int) -> bytes:
-    return b"".join(
-        json.dumps({"id": f"d{n}", "text": text(n)}).encode() + b"\n" for n in numbers
-    )
+    return b"".join(json.dumps({"id": f"d{n}", "text": text(n)}).encode() + b"\n" for n in numbers)
 
 
 def source(name: str, path: str, more: str = "") -> str:
@@ -115,7 +116,7 @@ def test_bad_records_and_files_are_set_aside_by_name_and_the_rest_goes_on(loam: 
     docs.mkdir()
     bad = [b"not json", b'{"id": "x"}', b'["a list"]', b'{"text": "\xff"}']
     (docs / "mixed.jsonl").write_bytes(rows(1, 2) + b"\n".join(bad) + b"\n" + rows(3, 2))
-    whole = gzip.compress(rows(*range(10, 400)), mtime=0)
+    whole = gzip.compress(rows(*range(10, 100)), mtime=0)
     (docs / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (docs / "damaged.jsonl.gz").write_bytes(whole[:10] + b"\xff" * 100)
     (docs / "cut.parquet").write_bytes(b"PAR1 and no footer")
@@ -134,7 +135,8 @@ def test_bad_records_and_files_are_set_aside_by_name_and_the_rest_goes_on(loam: 
     assert live(loam) > 3
     code, out, _ = loam("show", "bad", "--quarantined")
     assert code == 0
-    assert "mixed.jsonl:3" in out and "cut.jsonl.gz" in out
+    assert "mixed.jsonl:3" in out
+    assert "cut.jsonl.gz" in out
 
 
 @pytest.mark.parametrize(("name", "body"), [("empty.jsonl", b""), ("all-bad.jsonl", b"x\ny\n")])
@@ -196,12 +198,12 @@ def test_a_site_full_of_traps_is_crawled_with_every_page_accounted_for(loam: Loa
     megabyte = bytes(1 << 20)
     routes = {
         "/robots.txt": page("/", text="Welcome! There is no such page here."),
-        "/": page("/broken-text", "/huge", "/huge-unannounced", "/loop", "/calendar?day=0", "/good"),
+        "/": page("/broken-text", "/huge", "/huge-unsized", "/loop", "/good", "/calendar?day=0"),
         "/good": page(text=text(1)),
-        "/broken-text": Answer(b"<p>" + text(2).encode() + b" caf\xe9 \xff\xfe\x00 end</p>"),
+        "/broken-text": Answer(b"<p>" + text(2).encode() + b" caf\xe9 \xff\xfe end</p>"),
         "/huge": lambda _: Answer(itertools.repeat(megabyte, 500), headers={
             "Content-Length": str(500 << 20)}),
-        "/huge-unannounced": lambda _: Answer(itertools.repeat(megabyte, 500)),
+        "/huge-unsized": lambda _: Answer(itertools.repeat(megabyte, 500)),
         "/loop": Answer(b"", 302, {"Location": "/loop-on"}),
         "/loop-on": Answer(b"", 302, {"Location": "/loop"}),
     }  # fmt: skip
@@ -220,9 +222,9 @@ def test_a_site_full_of_traps_is_crawled_with_every_page_accounted_for(loam: Loa
     assert sent < 100 << 20
     found = set_aside(loam)
     places = {reason: {place for place, _ in examples} for reason, examples in found.items()}
-    assert places["too_large"] == {"http://site.test/huge", "http://site.test/huge-unannounced"}
-    assert places["redirects"] == {"http://site.test/loop", "http://site.test/loop-on"}
-    # The front page, two good ones, and no more of the calendar than was allowed.
+    assert places["too_large"] == {"http://site.test/huge", "http://site.test/huge-unsized"}
+    assert places["redirect_loop"] == {"http://site.test/loop", "http://site.test/loop-on"}
+    # The front page, the two with a text, and no more of the calendar than was allowed.
     assert live(loam) == 3 + 5
 
 
@@ -239,7 +241,8 @@ def test_a_site_that_is_down_all_night_keeps_what_was_known_of_it(loam: Loam) ->
         assert (code, time.monotonic() - began < 30) == (0, True)
     assert "crawl site: not complete" in out
     after = Store.at("store").find_ref("corpus", "bad")
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     store = Store.at("store")
     digests = {store.manifest(ref.manifest).data_digest for ref in (before, after)}
     assert (len(digests), live(loam)) == (1, 5)
@@ -254,7 +257,6 @@ def test_a_site_that_is_down_the_first_time_is_an_error_and_can_be_had_the_next(
         refused(loam("run"), "site: the crawl found no page", "1 error:robots", "check the seeds")
         site.routes = dict(routes)
         assert loam("run")[0] == 0
-        site.routes["/robots.txt"] = Answer(b"User-agent: *\nDisallow:")
     assert live(loam) == 2
 
 
@@ -278,10 +280,10 @@ def largest_file(n_bytes: int) -> Iterator[None]:
 
 
 def test_a_limit_on_the_size_of_files_is_told_and_the_run_goes_on_from_there(loam: Loam) -> None:
-    Path("docs.jsonl").write_bytes(rows(*range(2000)))
+    Path("docs.jsonl").write_bytes(rows(*range(100)))
     write_config(source("docs", "docs.jsonl"))
     with largest_file(20_000):
-        refused(loam("run"), "store/objects/", "there is no room for it", "run again")
+        refused(loam("run"), "there is no room", "TMPDIR", "run again")
     nothing_half_written(loam)
     assert loam("run")[0] == 0
     nothing_half_written(loam)
@@ -299,11 +301,11 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["40k", "120k", "200k"])
+@pytest.mark.parametrize("size", ["16k", "100k", "180k"])
 def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_once_there_is_room(
     loam: Loam, size: str
 ) -> None:
-    Path("docs.jsonl").write_bytes(rows(*range(2000)))
+    Path("docs.jsonl").write_bytes(rows(*range(100)))
     write_config(source("docs", "docs.jsonl"))
     with small_disk(Path("store"), size):
         refused(loam("run"), "/store/", "there is no room for it", "run again")

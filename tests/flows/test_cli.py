@@ -378,9 +378,13 @@ def test_run_ends_with_a_sample_the_funnel_the_report_and_commands_that_work(
 
 @pytest.mark.slow
 def test_an_error_inside_the_flow_is_told_once_and_without_a_traceback(grown_copy: Grown) -> None:
-    grown_copy.edited("min_words = 50", "min_words = 5000")
+    benchmark = (
+        '[[decontaminate.benchmarks]]\nname = "quiz"\npath = "absent.jsonl"\nfields = ["q"]\n'
+    )
+    grown_copy.edited("[tokenizer]", f"{benchmark}[tokenizer]")
     done = loam_in_a_process("run", "edited.toml")
     assert done.returncode == 2
+    assert "absent.jsonl" in done.stderr
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr + done.stdout
 

@@ -66,7 +66,8 @@ class Finished:
     tasks: list[str]
     """The names of its tasks and of its subflows', as they started."""
     store: dict[str, bytes]
-    """Every small file of the store that says what was done: receipts, manifests, refs, models."""
+    """Every small file of the store that says what came of the run. (That a source was looked at
+    again is noted in its snapshot's ref.)"""
 
 
 def run_pipeline(config: PipelineConfig) -> Finished:
@@ -76,7 +77,7 @@ def run_pipeline(config: PipelineConfig) -> Finished:
     root = Path(config.store.root)
     kept = {
         str(path.relative_to(root)): path.read_bytes()
-        for kind in ("actions", "manifests", "refs", "models")
+        for kind in ("actions", "manifests", "refs/corpus", "refs/dataset", "refs/pin", "models")
         for path in sorted((root / kind).rglob("*"))
         if path.is_file()
     }
@@ -95,20 +96,13 @@ def _task_names(flow_run: UUID | None) -> list[str]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        everything = client.read_task_runs(limit=200)
-        subflows = {
-            run.id: run.parent_task_run_id for run in client.read_flow_runs() if run.deployment_id
-        }
-        children = [run for run in client.read_flow_runs() if run.parent_task_run_id]
-    parents = {run.id for run in everything if run.flow_run_id == flow_run}
-    runs = {flow_run} | {run.id for run in children if run.parent_task_run_id in parents}
-    stands_for_a_subflow = {run.parent_task_run_id for run in children}
-    mine = [
-        run
-        for run in everything
-        if run.flow_run_id in runs and run.id not in stands_for_a_subflow and run.start_time
-    ]
-    assert not subflows
+        runs = [run for run in client.read_task_runs(limit=200) if run.start_time]
+        subflows = [run for run in client.read_flow_runs() if run.parent_task_run_id]
+    # A subflow stands among the tasks of its parent as well.
+    inside = {run.id: run for run in runs if run.flow_run_id == flow_run}
+    flows = {flow_run} | {run.id for run in subflows if run.parent_task_run_id in inside}
+    stand_ins = {run.parent_task_run_id for run in subflows}
+    mine = [run for run in runs if run.flow_run_id in flows and run.id not in stand_ins]
     return [run.name.rsplit("-", 1)[0] for run in sorted(mine, key=lambda run: run.start_time)]
 
 

@@ -40,6 +40,11 @@ def test_a_declared_encoding_is_read_from_header_and_from_meta_tag(text, encodin
         assert read(meta + body) == meta.decode() + text
 
 
+def test_a_meta_tag_outranks_an_xml_declaration():
+    text = f'<?xml version="1.0" encoding="UTF-8"?><meta charset="iso-8859-15">{FRENCH} Un œuf.'
+    assert read(text.encode("iso-8859-15")) == text
+
+
 def test_a_byte_order_mark_outranks_the_header():
     assert read(b"\xef\xbb\xbf" + FRENCH.encode(), "windows-1252") == FRENCH
     assert read(b"\xff\xfe" + FRENCH.encode("utf-16-le"), "utf-8") == FRENCH

@@ -35,8 +35,16 @@ FULL = {
     "verdict": "2 of 3 documents became 60 tokens.",
     "highlights": [{"name": "tokens", "value": 1234567}],
     "funnel": [
-        {"stage": "crawl", "rows_in": 3, "rows_out": 3, "dropped": 0},
-        {"stage": "select", "rows_in": 3, "rows_out": 2, "dropped": 1},
+        {"stage": "crawl", "rows_in": 3, "rows_out": 3, "dropped": 0, "share": 1.0},
+        {
+            "stage": "select",
+            "rows_in": 3,
+            "rows_out": 2,
+            "dropped": 1,
+            "share": 2 / 3,
+            "text_bytes": 5_800_000,
+            "work_seconds": 95.0,
+        },
     ],
     "drops": [
         {
@@ -66,8 +74,16 @@ FULL = {
     "pii": [{"type": "EMAIL_ADDRESS", "findings": 4, "documents": 2}],
     "benchmarks": [{"name": "gsm8k", "items": 10, "items_found": 1, "documents_dropped": 1}],
     "contaminations": [
-        {"benchmark": "gsm8k", "item": 7, "id": "f" * 32, "kind": "ngram", "n_ngrams": 3}
+        {
+            "benchmark": "gsm8k",
+            "item": "7.question",
+            "id": "f" * 32,
+            "reason": "contaminated",
+            "n_ngrams": 3,
+            "overlap": 0.75,
+        }
     ],
+    "n_contaminations": 3456,
     "sources": [{"source": "docs", "licenses": ["PSF-2.0"], "documents": 3, "n_bytes": 2048}],
     "languages": [{"language": "en", "documents": 2}, {"language": None, "documents": 1}],
     "tokens": [
@@ -81,7 +97,10 @@ FULL = {
         }
     ],
     "tokenizer": [{"name": "vocabulary", "value": 8192}],
+    "reserved_tokens": ["<|endoftext|>"],
     "model": [{"name": "family", "value": "llama"}],
+    "recipe": [{"name": "optimizer", "value": "muon"}],
+    "machine": [{"name": "processor", "value": "abacus"}],
     "training": [
         {
             "step": 1,
@@ -95,8 +114,8 @@ FULL = {
     "validation": [{"step": 2, "loss": 8.5}],
     "samples": [{"step": 2, "prompt": "Once", "text": HOSTILE}],
     "evaluation": [
-        {"name": "uniform", "bits_per_byte": 8.0, "perplexity": 256.0},
-        {"name": "quickstart v1", "bits_per_byte": 1.432, "baseline": False},
+        {"split": "test", "name": "uniform", "bits_per_byte": 8.0, "perplexity": 256.0},
+        {"split": "test", "name": "quickstart v1", "bits_per_byte": 1.432, "baseline": False},
     ],
     "registration": {
         "model": "quickstart",
@@ -172,6 +191,18 @@ def test_what_was_given_is_shown(page):
         *("run-7", "corpus/main", "2 of 3 documents became 60 tokens.", "1,234,567"),
         *("too_few_words", "measured 12, threshold 50", "lines.jsonl#3", "EMAIL_ADDRESS"),
         *("gsm8k", "PSF-2.0", "2.0 kB", "unknown", "1.50", "4.00", "8,192", "llama", "1.432"),
+        *(
+            "67 %",
+            "5.8 MB",
+            "1 min 35 s",
+            "7.question",
+            "75 %",
+            "3,456",
+            "The first 1.",
+            "<|endoftext|>",
+            "muon",
+            "abacus",
+        ),
         *("quickstart version 1", "Gate passed", "champion", "a1" * 6, "1 min 23 s", "reused"),
         *("pyarrow\xa022.0.0", 'name = "quickstart"  # <not markup>', "No language-id model"),
     ):
@@ -216,8 +247,9 @@ def test_zeros_do_not_break_a_report():
     zeros = {
         "title": "t",
         "run": "r",
-        "funnel": [{"stage": "crawl", "rows_in": 0, "rows_out": 0, "dropped": 0}],
+        "funnel": [{"stage": "crawl", "rows_in": 0, "rows_out": 0, "dropped": 0, "share": 0}],
         "benchmarks": [{"name": "b", "items": 0, "items_found": 0, "documents_dropped": 0}],
+        "evaluation": [{"split": "s", "name": "gzip", "bits_per_byte": 0.0}],
         "languages": [{"language": "en", "documents": 0}],
         "pii": [{"type": "t", "findings": 0, "documents": 0}],
         "tokens": [
