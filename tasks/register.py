@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
@@ -34,6 +35,11 @@ class Registered:
     aliases: tuple[str, ...]
     verdict: str
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Who registered it, and in which run."""
+        return self.version.provenance
+
 
 @as_task("register")
 def register(
@@ -60,7 +66,7 @@ def register(
         heldout_sha256=dataset.payload["pins"]["heldout"],
         metrics=evaluated.summary["splits"],
         created_at=now(),
-        provenance=dict(run.provenance),
+        provenance={**run.provenance, "run_id": run.run_id},
     )
     known = registry.find_same(run.store, described)
     verdict = registry.last_verdict(run.store, known) if known else None
