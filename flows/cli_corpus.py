@@ -14,7 +14,7 @@ from flows.cli_options import (
     Flag,
     Json,
     StoreUrl,
-    find_manifest,
+    find_line,
     load,
     store_at,
     store_option,
@@ -79,7 +79,7 @@ def show(
         json: Print everything as JSON.
     """
     place = store_at(store)
-    line = inspecting.lineage(place, find_manifest(place, ref))
+    line = find_line(place, ref)
     if drops is not None:
         samples = inspecting.drop_samples(place, line, drops, n)
         showing.say_json(samples) if json else showing.show_drop_samples(samples)

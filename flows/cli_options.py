@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 
 from flows.config import PipelineConfig, StoreConfig, read_config
 from llm.errors import ConfigError, DataError
+from tasks.inspecting import lineage
 from tasks.store.records import Manifest
 from tasks.store.store import Store
 
@@ -60,15 +61,17 @@ def store_option(url: str | None) -> str:
     return "" if store_at(url) == store_at(None) else f" --store {shlex.quote(str(url))}"
 
 
-def find_manifest(store: Store, name: str) -> Manifest:
-    """What a ref names: `kind/name`, or the corpus of that name.
+def find_line(store: Store, name: str) -> list[Manifest]:
+    """The manifests that led to what a ref names: `kind/name`, or the corpus of that name.
 
     Raises DataError naming the refs there are.
     """
     kind, _, rest = name.partition("/")
     ref = store.find_ref(kind, rest) if rest else store.find_ref("corpus", name)
     if ref is not None and "fingerprint" in ref.value:
-        return store.manifest(ref.manifest)
+        if kind == "corpus" or not rest:
+            return [store.manifest(pin) for pin in ref.line]
+        return lineage(store, store.manifest(ref.manifest))
     known = [f"{kind}/{one}" for kind, one in store.list_refs() if kind not in ("pin", "crawl")]
     there = f"there are {', '.join(known)}" if known else f"there is none yet; {ANOTHER}"
     raise DataError(f"no ref {name} in {store.root}: {there}")

@@ -98,10 +98,12 @@ def last_manifests(store: Store, config: PipelineConfig, name: str) -> dict[str,
     """The manifests of the last finished run by stage: what its refs reach, and the newest model
     of that dataset (a dataset that became what it was before has its model already), if any."""
     found: dict[str, Manifest] = {}
-    refs = [ref.manifest for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
+    there = [ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
+    lines = [pin for ref in there for pin in ref.line]
+    refs = [ref.manifest for ref in there]
     known = registry.versions(store, config.registry.name or name)
     newest = [v for v in known if v.manifests["dataset"] in refs][-1:] or known[-1:]
-    for pin in refs + [pin for version_ in newest for pin in version_.manifests.values()]:
+    for pin in lines + [pin for version_ in newest for pin in version_.manifests.values()]:
         _follow(store, pin, found)
     return found
 

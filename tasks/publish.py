@@ -12,12 +12,17 @@ from tasks.store.store import RefMoved
 
 @as_task("publish")
 def publish(run: Run, manifest: Manifest, kind: str) -> Manifest:
-    """Points `refs/<kind>/<pipeline>` at the manifest.
+    """Points `refs/<kind>/<pipeline>` at the manifest, and at the line of manifests to it.
 
-    Raises RefMoved when another run has pointed it elsewhere since this one started: an older
+    The line is this run's. It can differ from the manifest's own inputs: where a stage was reused
+    because its input came out the same in another way, such as one more duplicate dropped, what
+    happened on that way is in the line only.
+    Raises RefMoved when another run has pointed the ref elsewhere since this one started: an older
     snapshot that finishes last must not win.
     """
-    value = asdict(manifest.ref)
+    made = [visit.result.ref for visit in run.visits if isinstance(visit.result, Manifest)]
+    line = [asdict(ref) for ref in dict.fromkeys(made)]
+    value = {**asdict(manifest.ref), "line": line}
     seen = run.seen_refs.get(kind)
     if seen is not None and seen.value == value:
         return manifest

@@ -144,6 +144,17 @@ def hold_out_set(run: Run, corpus: Manifest, config: SplitConfig) -> Pin:
     """
 
     def make() -> ObjectRef:
+        if corpus.rows_out == 0:
+            drops = [
+                f"{visit.name} dropped {sum(visit.result.drops.values())} "
+                f"({', '.join(visit.result.drops)})"
+                for visit in run.visits
+                if isinstance(visit.result, Manifest) and visit.result.drops
+            ]
+            raise DataError(
+                f"no document is left to train on: {'; '.join(drops) or 'the sources are empty'}; "
+                "loosen the rules of [select], or add documents"
+            )
         run.say("split: drawing the held-out set")
         clusters = run.store.read_table(_clustered(run.store, corpus).object("clusters"), CLUSTERS)
         shards = open_corpus(run.store, corpus).shards

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from llm import files
 from llm.errors import DataError
@@ -59,9 +60,10 @@ def reach(store: Store, keep: int = KEEP_ENTRIES, only: tuple[str, str] | None =
 
 def _follow(store: Store, value: dict[str, object], who: str, found: Reach) -> None:
     if "fingerprint" in value:
-        _add_manifest(
-            store, ManifestRef(str(value["stage"]), str(value["fingerprint"])), who, found
-        )
+        named = ManifestRef(str(value["stage"]), str(value["fingerprint"]))
+        line: Any = value.get("line", ())
+        for pin in (named, *(ManifestRef(**ref) for ref in line)):
+            _add_manifest(store, pin, who, found)
     elif isinstance(value.get("object"), dict):
         _add(found, ObjectRef(**value["object"]), who)  # type: ignore[arg-type]
 

@@ -55,6 +55,11 @@ class Ref:
     def manifest(self) -> ManifestRef:
         return ManifestRef(self.value["stage"], self.value["fingerprint"])
 
+    @property
+    def line(self) -> tuple[ManifestRef, ...]:
+        """The manifests that the run which moved the ref came through, in order."""
+        return tuple(ManifestRef(**ref) for ref in self.value.get("line", ()))
+
 
 @dataclass(frozen=True)
 class Store:

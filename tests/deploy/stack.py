@@ -23,6 +23,7 @@ from tests.flows.grown import CONFIG, REPOSITORY, documents
 
 Found = TypeVar("Found")
 PATIENCE_S = 240.0
+STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def until(look: Callable[[], Found | None]) -> Found:
 @contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
     """Everything up over the tiny pipeline, trained for long enough to be interrupted."""
-    config = CONFIG.replace("steps = 4", "steps = 3000\ncheckpoint_every = 100000")
+    config = CONFIG.replace("steps = 4", f"steps = {STEPS}\ncheckpoint_every = 100000")
     config = config.replace("threads = 1", 'threads = 1\ndevice = "cpu"\neval_every = 100000')
     (folder / "tiny.toml").write_text(config)
     lines = [json.dumps(row) for row in documents()]

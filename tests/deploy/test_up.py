@@ -10,7 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.deploy.stack import Stack, running_stack, until
+from deploy import processes
+from tests.deploy.stack import STEPS, Stack, running_stack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NAMES = ["corpus/tiny", "model/tiny", "pipeline/tiny"]
@@ -66,7 +67,7 @@ def test_a_cancelled_training_resumes_and_ends_as_an_undisturbed_one(stack: Stac
     assert stack.wait_for_end(run)["type"] == "CANCELLED"
     assert not stack.training()
     (stopped_at,) = stack.checkpoints("disturbed")
-    assert 0 < int(stopped_at) < 3000
+    assert 0 < int(stopped_at) < STEPS
 
     again = stack.start_run("pipeline/tiny", "disturbed")
     assert stack.wait_for_end(again)["type"] == "COMPLETED"
@@ -117,8 +118,9 @@ def test_a_run_whose_worker_died_too_is_set_crashed_by_its_missing_heartbeat(sta
 
 
 def test_down_leaves_nothing_behind_and_can_be_repeated(stack: Stack) -> None:
-    pids = stack.pids()
+    records = [processes.recorded(stack.places.run, name) for name in ("server", "worker")]
+    assert all(processes.alive(record) for record in records)
     assert stack.down() == "stopped: worker, server\n"
-    assert not any(psutil.pid_exists(pid) for pid in pids.values())
+    assert not any(processes.alive(record) for record in records)
     assert stack.down() == "nothing was up\n"
     assert not list(stack.places.run.glob("*.json"))

@@ -66,7 +66,7 @@ def test_a_second_run_with_nothing_changed_changes_no_file_and_asks_no_server(
     assert said.strip() == ""
 
 
-def test_edits_additions_and_removals_with_other_shards_and_workers_end_in_the_same_model(
+def test_edits_additions_and_removals_with_other_shards_end_in_the_same_model(
     undisturbed: Place, tmp_path: Path
 ) -> None:
     place = Place.at(tmp_path / "grown-in-steps")
@@ -79,7 +79,7 @@ def test_edits_additions_and_removals_with_other_shards_and_workers_end_in_the_s
         place.write(early, server, shard_rows=5, model=False)
         place.grow()
     with serving_site(WHOLE) as server:
-        place.write(WHOLE, server, shard_rows=5, workers=2, sources=("notes", "site"))
+        place.write(WHOLE, server, shard_rows=5, sources=("notes", "site"))
         place.grow("--refresh")
     assert results(place) == results(undisturbed)
     assert check(place).ok
