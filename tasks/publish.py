@@ -29,9 +29,9 @@ def publish(run: Run, manifest: Manifest, kind: str) -> Manifest:
     try:
         run.store.move_ref(kind, run.name, value, seen)
     except RefMoved:
-        # Another run that came to the same result moved it for us.
+        # Another run that came to the same result, by whatever line, moved it for us.
         current = run.store.find_ref(kind, run.name)
-        if current is None or current.value != value:
+        if current is None or current.manifest != manifest.ref:
             raise
     return manifest
 

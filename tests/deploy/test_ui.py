@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.deploy.stack import STEPS, Stack, running_stack
+from tests.deploy.stack import STEPS, Stack, running_stack, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 CHROMIUM = shutil.which("chromium")
@@ -82,16 +83,10 @@ def test_a_run_that_the_form_starts_carries_the_config(browser: Browser) -> None
     from flows.config import PipelineConfig, read_config
 
     deployment = browser.stack.get("deployments/name/corpus/tiny")
-    browser.sees(f"/deployments/deployment/{deployment['id']}/run", "Parameters")
+    browser.sees(f"/deployments/deployment/{deployment['id']}/run", "Most documents in a shard.")
+    browser.page.wait_for_load_state("networkidle")
     browser.page.get_by_role("button", name="Submit").click()
-    browser.page.get_by_text(re.compile("scheduled", re.IGNORECASE)).first.wait_for(timeout=60_000)
-    (run,) = browser.stack.post(
-        "flow_runs/filter",
-        deployments={"id": {"any_": [deployment["id"]]}},
-        flow_runs={"tags": {"all_": []}},
-        sort="START_TIME_DESC",
-        limit=1,
-    )
+    run = until(lambda: by_hand(browser.stack, deployment["id"]))
     sent = PipelineConfig.model_validate(run["parameters"]["config"])
     assert sent == read_config(browser.stack.places.root / "tiny.toml")
     assert browser.stack.wait_for_end(run["id"])["type"] == "COMPLETED"
@@ -99,6 +94,12 @@ def test_a_run_that_the_form_starts_carries_the_config(browser: Browser) -> None
     browser.page.goto(f"{browser.stack.places.ui_url}/runs/flow-run/{run['id']}?tab=Task+Runs")
     for stage in stages:
         browser.page.get_by_text(re.compile(f"^{stage}-")).first.wait_for(timeout=60_000)
+
+
+def by_hand(stack: Stack, deployment: str) -> dict[str, Any] | None:
+    """The run of a deployment that no schedule made."""
+    runs = stack.post("flow_runs/filter", deployments={"id": {"any_": [deployment]}})
+    return next((run for run in runs if not run["auto_scheduled"]), None)
 
 
 def test_the_pages_ask_nothing_of_other_hosts(browser: Browser) -> None:
