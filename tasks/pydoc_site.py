@@ -189,7 +189,9 @@ def _render_pages(scratch: Path, pages: Path, modules: list[str], timeout_s: flo
     request = {"output": str(pages), "modules": modules, "private": PRIVATE, "topics": TOPICS}
     # Isolated as by -I, which would also ignore PYTHONHASHSEED: the environment is empty instead.
     # Without `site` (-S) no installed package can take a module's place.
-    command = [sys.executable, "-P", "-s", "-S", "-B", str(script), str(scratch / "report.json")]
+    # Its real name: the documentation of `platform` spells out what the interpreter is called.
+    interpreter = os.path.realpath(sys.executable)
+    command = [interpreter, "-P", "-s", "-S", "-B", str(script), str(scratch / "report.json")]
     environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C", "TZ": "UTC"}
     try:
         done = subprocess.run(

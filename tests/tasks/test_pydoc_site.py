@@ -102,6 +102,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {**settings, "PYTHONHASHSEED": "7", "PYTHONDOCS": "/docs"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    alias = tmp_path / "another-name"
+    alias.symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(alias))
     return tmp_path / "a" / "deeper" / "place"
 
 
