@@ -14,9 +14,9 @@ from tasks.store.store import RefMoved
 def publish(run: Run, manifest: Manifest, kind: str) -> Manifest:
     """Points `refs/<kind>/<pipeline>` at the manifest, and at the line of manifests to it.
 
-    The line is this run's, from where it last published. It can differ from the manifest's own inputs: where a stage was reused
-    because its input came out the same in another way, such as one more duplicate dropped, what
-    happened on that way is in the line only.
+    The line is this run's, from where it last published. It can differ from the manifest's own
+    inputs: where a stage was reused because its input came out the same in another way, such as
+    one more duplicate dropped, what happened on that way is in the line only.
     Raises RefMoved when another run has pointed the ref elsewhere since this one started: an older
     snapshot that finishes last must not win.
     """
