@@ -178,7 +178,7 @@ def _ensure_crash_automation(client: SyncPrefectClient) -> None:
 
 def _decides(automation: AutomationCore) -> dict[str, Any]:
     """What an automation does, without the ids that the server gives it."""
-    fields = {"description": True, "enabled": True, "trigger": True, "actions": True}
+    fields = {"description": True, "trigger": True, "actions": True}
     decisive = automation.model_dump(include=fields)
     decisive["trigger"].pop("id", None)
     return decisive

@@ -13,6 +13,15 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+@functools.cache
+def in_prefect(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a Prefect task. The store decides what is done, so Prefect caches nothing."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
+
+
 def as_task(
     name: str,
 ) -> Callable[
@@ -22,24 +31,16 @@ def as_task(
 
     Prefect is imported when the task is called, not when its module is: planning goes through
     every stage and must not wait for it, so a run that is only planning calls the function
-    plainly. The store decides what is done, so Prefect caches nothing. What the stage returned
-    joins the run's visits.
+    plainly. What the stage returned joins the run's visits.
     """
 
     def decorate(
         function: Callable[Concatenate[Run, Arguments], Result],
     ) -> Callable[Concatenate[Run, Arguments], Result]:
-        @functools.cache
-        def prefect_task() -> Any:
-            from prefect import task
-            from prefect.cache_policies import NO_CACHE
-
-            return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
-
         @functools.wraps(function)
         def call(run: Run, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             began = time.monotonic()
-            act = function if run.planning else prefect_task()
+            act = function if run.planning else in_prefect(name, function)
             result = act(run, *args, **kwargs)
             made_by = getattr(result, "provenance", {}).get("run_id")
             seconds = round(time.monotonic() - began, 3)

@@ -7,6 +7,7 @@ told to refresh. Everything after a snapshot is a pure function of it.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -127,6 +128,7 @@ def _crawl(
 ) -> Manifest:
     from tasks.crawling.crawl import crawl
 
+    began = time.monotonic()
     live = live_index(run.store, previous, PAGES)
     known = _known_pages(run.store, previous)
     session = open_session(run, source.name, config, previous)
@@ -156,16 +158,19 @@ def _crawl(
     gone = set(result.gone)
     if result.complete:
         gone |= known.keys() - result.seen_ids
-    check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
     rows = pa.concat_tables([PAGES.empty(), *(batch.pages for batch in result.batches)])
-    if not live and not rows.num_rows:
-        # What failed must be asked for again, not remembered.
+    try:
+        check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
+        if not live and not rows.num_rows:
+            counts = ", ".join(f"{n} {what}" for what, n in result.counts.items())
+            raise DataError(
+                f"{source.name}: the crawl found no page ({counts or 'no answer'}); check the "
+                "seeds, and allow_private for a server on a private address"
+            )
+    except DataError:
+        # The next run must ask the site again, not remember what it said today.
         session.close()
-        raise DataError(
-            f"{source.name}: the crawl found no page "
-            f"({', '.join(f'{n} {what}' for what, n in result.counts.items()) or 'no answer'}); "
-            "check the seeds, and allow_private for a server on a private address"
-        )
+        raise
     if not result.complete:
         run.say(f"crawl {source.name}: not complete: {'; '.join(result.incomplete_because[:3])}")
     found = Ingest(
@@ -179,6 +184,7 @@ def _crawl(
             "complete": result.complete,
             "incomplete_because": list(result.incomplete_because),
         },
+        seconds=time.monotonic() - began,
     )
     manifest = append(run, CRAWL_STAGE, source.name, config, seen, previous, found, live)
     session.close()
@@ -270,6 +276,7 @@ def _import(
     seen: Ref | None,
     previous: Manifest | None,
 ) -> Manifest:
+    began = time.monotonic()
     files = read_files(source)
     tokens = {file.path: file.token for file in files}
     if seen is not None and previous is not None:
@@ -299,6 +306,7 @@ def _import(
             quarantine=quarantine,
             objects={"warc": staged.warcs},
             summary={"files": tokens},
+            seconds=time.monotonic() - began,
         )
         return append(run, IMPORT_STAGE, source.name, config, seen, previous, found, live)
 

@@ -60,7 +60,8 @@ class Ingest:
     """What an ingest found: rows new or changed, ids gone for good, and what was unreadable.
 
     `rows` hold each id once. `objects` are named in the manifest so that readers and the garbage
-    collector reach them; those of the previous snapshot stay.
+    collector reach them; those of the previous snapshot stay. `summary` says what was seen,
+    such as the files' marks; `seconds` how long it took.
     """
 
     schema: Schema
@@ -69,6 +70,7 @@ class Ingest:
     quarantine: pa.Table
     objects: Mapping[str, tuple[ObjectRef, ...]]
     summary: Mapping[str, Any]
+    seconds: float = 0.0
 
 
 def append(
@@ -134,6 +136,7 @@ def append(
             "version": stage.version,
             "source": source,
             "config": dict(config),
+            "summary": dict(found.summary),
             "log": [ref.sha256 for receipt in receipts for ref in receipt.outputs],
             "objects": {name: [ref.sha256 for ref in refs] for name, refs in objects.items()},
         }
@@ -151,7 +154,12 @@ def append(
             receipts=store.put_receipts(receipts),
             objects=objects,
             summary={"source": source, "new_rows": n_new, "dead_rows": len(dead), **found.summary},
-            provenance={**run.provenance, "run_id": run.run_id, "at": now()},
+            provenance={
+                **run.provenance,
+                "run_id": run.run_id,
+                "at": now(),
+                "seconds": round(found.seconds, 3),
+            },
         )
     )
     return _publish(run, source, manifest.ref, seen)

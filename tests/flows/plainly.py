@@ -6,12 +6,10 @@ Prefect starts a server, which takes longer than all that these tests look at. O
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,10 +22,7 @@ Loam = Callable[..., tuple[int, str, str]]
 
 def without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages run as the plain functions they are, for as long as the test lasts."""
-    for recipe in (corpus, model):
-        for name, stage in list(vars(recipe).items()):
-            if hasattr(stage, "__wrapped__"):
-                monkeypatch.setattr(recipe, name, _plain(stage))
+    monkeypatch.setattr("tasks.as_task.in_prefect", lambda name, function: function)
     flow = types.ModuleType("flows.pipeline")
     flow.pipeline = _grow  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flows.pipeline", flow)
@@ -44,15 +39,6 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         out, err = capsys.readouterr()
         assert isinstance(left.value.code, int)
         return left.value.code, out, err
-
-    return call
-
-
-def _plain(stage: Any) -> Any:
-    @functools.wraps(stage)
-    def call(run: Any, *arguments: Any) -> Any:
-        # A plan counts the visits that the stage's skin keeps, and Prefect is no part of it.
-        return (stage if run.planning else stage.__wrapped__)(run, *arguments)
 
     return call
 

@@ -103,7 +103,7 @@ def _task_names(flow_run: UUID | None) -> list[str]:
     flows = {flow_run} | {run.id for run in subflows if run.parent_task_run_id in inside}
     stand_ins = {run.parent_task_run_id for run in subflows}
     mine = [run for run in runs if run.flow_run_id in flows and run.id not in stand_ins]
-    return [run.name.rsplit("-", 1)[0] for run in sorted(mine, key=lambda run: run.start_time)]
+    return [run.name.rsplit("-", 1)[0] for run in sorted(mine, key=lambda run: str(run.start_time))]
 
 
 @pytest.fixture(scope="module")
