@@ -18,8 +18,11 @@ def in_prefect(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a Prefect task. The store decides what is done, so Prefect caches nothing."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
+    from prefect.utilities.annotations import quote
 
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
+    made = task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
+    # Quoted, since Prefect would take the run's visits for inputs and tangle the graph.
+    return lambda run, *args, **kwargs: made(quote(run), *args, **kwargs)
 
 
 def as_task(

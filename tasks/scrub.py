@@ -13,6 +13,7 @@ line break. So a gate per type picks the stretches that Presidio reads; the find
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -255,6 +256,8 @@ def _analyzer(config: ScrubConfig) -> AnalyzerEngine:
     from presidio_analyzer.predefined_recognizers import EmailRecognizer
     from tldextract import TLDExtract
 
+    # It warns of every recogniser that is for another language than asked for.
+    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
     bundled = TLDExtract(suffix_list_urls=(), cache_dir=None)
 
     class OfflineEmailRecognizer(EmailRecognizer):

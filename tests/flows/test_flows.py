@@ -39,8 +39,9 @@ def server() -> Iterator[None]:
 def tiny(folder: Path, **changes: Any) -> PipelineConfig:
     """A pipeline of 20 steps over a few lines of text, all of it in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row) for row in documents()]
-    (folder / "docs.jsonl").write_text("\n".join(lines) + "\n")
+    if not (folder / "docs.jsonl").exists():
+        lines = [json.dumps(row) for row in documents()]
+        (folder / "docs.jsonl").write_text("\n".join(lines) + "\n")
     data = {
         "name": "tiny",
         "store": {
