@@ -5,13 +5,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOAM   := $(BIN)/loam
 
+# Servers, workers and trainings of tests/deploy want the cores for themselves.
 .PHONY: run test lint fmt up down clean
 
 run: $(VENV)/.runtime
 	$(LOAM) run flows/configs/quickstart.toml
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
+	$(BIN)/python -m pytest tests/deploy
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -58,8 +58,8 @@ class PipelineConfig(Config):
     """Where artifacts lie, and how they are made."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    """Where the documents come from. Each has a `name` and a `kind`: `crawl` (with `seeds`), `import`
-    (with `paths`) or `pydoc`."""
+    """Where the documents come from. Each has a `name` and a `kind`: `crawl` (with `seeds`),
+    `import` (with `paths`) or `pydoc`."""
 
     extract: ExtractConfig = ExtractConfig()
     """Main text out of HTML, and the normalization of all text."""

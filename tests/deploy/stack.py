@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,11 +68,13 @@ class Stack:
 
     def start_run(self, name: str, store: str) -> str:
         """Starts a run of a deployment, `flow/name`, over another store. Returns its id."""
-        deployment = self.get(f"deployments/name/{name}")
+        deployment = until(lambda: self.get(f"deployments/name/{name}"))
         config = deployment["parameters"]["config"]
         config["store"]["root"] = store
         path = f"deployments/{deployment['id']}/create_flow_run"
-        return str(self.post(path, parameters={"config": config})["id"])
+        # A busy SQLite answers 503 at times; the key makes asking again start nothing twice.
+        once = {"parameters": {"config": config}, "idempotency_key": uuid.uuid4().hex}
+        return str(until(lambda: self.post(path, **once))["id"])
 
     def state(self, run: str) -> dict[str, Any]:
         found: dict[str, Any] = until(lambda: (self.get(f"flow_runs/{run}") or {}).get("state"))
