@@ -5,12 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOAM   := $(BIN)/loam
 
-# Servers, workers and trainings of tests/deploy want the cores for themselves.
 .PHONY: run test lint fmt up down clean
 
 run: $(VENV)/.runtime
 	$(LOAM) run flows/configs/quickstart.toml
 
+# The servers, workers and trainings of tests/deploy want the cores for themselves.
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
 	$(BIN)/python -m pytest tests/deploy

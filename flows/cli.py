@@ -20,13 +20,25 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from flows import cli_corpus, cli_model, cli_store, showing
-from flows.cli_options import GROW, KEEP, LOOK, ConfigPath, Flag, Json, StoreUrl, load, store_option
+from flows.cli_options import (
+    GROW,
+    KEEP,
+    LOOK,
+    ConfigPath,
+    Flag,
+    Json,
+    StoreUrl,
+    find_line,
+    load,
+    store_option,
+)
 from flows.config import PipelineConfig
 from flows.planning import Plan, make_plan
 from flows.reporting import report_on
-from flows.running import RunOptions
+from flows.running import RunOptions, run_name
 from llm.errors import LoamError
 from tasks import inspecting, registry
+from tasks.register import model_name
 from tasks.report import report_path
 from tasks.store.store import Store
 
@@ -112,7 +124,7 @@ def run(
             from flows.pipeline import pipeline as grow
 
             report = grow(pipeline, options)
-            finish(pipeline, make_plan(pipeline, options), report, shlex.quote(str(path)))
+            finish(pipeline, options, report, shlex.quote(str(path)))
     if json:
         ran = [stage.stage for stage in planned.to_run]
         showing.say_json(
@@ -186,22 +198,24 @@ def prepare_prefect(verbose: bool) -> None:
     Path(os.environ["PREFECT_HOME"]).expanduser().mkdir(parents=True, exist_ok=True)
 
 
-def finish(config: PipelineConfig, grown: Plan, report: Path, path: str) -> None:
-    """What a run ends with: a sample of the model, the funnel, the report, what to try next.
-
-    `grown` is the plan after the run, whose visits are the stages it came through.
-    """
+def finish(config: PipelineConfig, options: RunOptions, report: Path, path: str) -> None:
+    """What a run ends with: a sample of the model, the funnel, the report, what to try next."""
     store = Store.at(config.store.root)
-    model = config.registry.name or grown.name
+    name = run_name(config, options.sample)
+    model = model_name(config.registry, name, options.sample)
     versions = registry.versions(store, model) if config.model is not None else []
     if versions:
         trained = store.manifest(versions[-1].manifests["train"])
         for prompt, text in inspecting.last_samples(store, trained)[:1]:
             showing.say(f"\n{model} {versions[-1].version} writes:\n{prompt}{text}\n")
-    showing.show_funnel(inspecting.funnel(store, inspecting.line_of(grown.visits)))
-    showing.say(f"\nreport: {report}\n\ntry next:")
+        showing.say(f"gate: {registry.last_verdict(store, versions[-1])}\n")
+    line = find_line(store, f"corpus/{name}")
+    showing.show_funnel(inspecting.funnel(store, line))
     at = store_option(config.store.root)
-    showing.say(f"  loam show corpus/{grown.name}{at}")
+    look = f"loam show corpus/{name}{at}"
+    showing.show_set_aside(inspecting.quarantined(store, line, 1), look)
+    showing.say(f"\nreport: {report}\n\ntry next:\n  {look}")
     if versions:
-        showing.say(f'  loam generate --model {model} --prompt "The "{at}')
+        newest = f"{model}@{versions[-1].version}"
+        showing.say(f'  loam generate --model {newest} --prompt "The "{at}')
     showing.say(f"  loam plan {path}")

@@ -66,6 +66,8 @@ def show(
 ) -> None:
     """What became of the documents of a corpus: the funnel, and the drops by reason.
 
+    Every document that left is there, with the rule it failed and what was measured.
+
         loam show corpus/quickstart
         loam show quickstart --drops near_duplicate --n 3
         loam show quickstart --quarantined
@@ -99,3 +101,5 @@ def show(
             showing.say(
                 f"\nexamples: loam show {ref} --drops {reasons[0].reason}{store_option(store)}"
             )
+        again = f"loam show {ref}{store_option(store)}"
+        showing.show_set_aside(inspecting.quarantined(place, line, 1), again)

@@ -36,6 +36,8 @@ def generate(
 ) -> None:
     """Write text with a registered model.
 
+    The same model, prompt, settings and seed give the same text.
+
         loam generate --model quickstart --prompt "class "
         loam generate --model quickstart@3 --temperature 0 --max-new-tokens 50
 
@@ -107,6 +109,8 @@ def models(
     json: Json = False,
 ) -> None:
     """The registered models: versions, aliases, how good they are and what the gate said.
+
+    A new version becomes the champion by itself where it is no worse than the one before.
 
         loam models
         loam models quickstart --promote 2

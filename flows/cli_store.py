@@ -14,6 +14,7 @@ from flows.cli_options import KEEP, Flag, Json, StoreUrl, load, store_at, store_
 from llm.errors import ConfigError
 from tasks.export import Format, export_corpus
 from tasks.report_page import format_size
+from tasks.status import store_status
 from tasks.store.pins import let_go
 from tasks.store.reach import garbage
 from tasks.store.reach import verify as verify_store
@@ -107,6 +108,8 @@ def export(
 ) -> None:
     """Write the live documents of a corpus as files that any program opens.
 
+    One file per shard, with the split that each document is in.
+
         loam export corpus/quickstart --to exported
         loam export quickstart --to s3://bucket/corpus --format jsonl
 
@@ -156,9 +159,10 @@ def repin(pin: str, config: Path, /, *, store: StoreUrl = None) -> None:
     _, pipeline = load(config, store)
     place = store_at(pipeline.store.root)
     if not let_go(place, pipeline.name, pin):
-        refs = [name.partition("/") for kind, name in place.list_refs("pin")]
-        held = ", ".join(name for pipe, _, name in refs if pipe == pipeline.name) or "none yet"
-        raise ConfigError(f"{pipeline.name} holds no pin '{pin}'; its pins are: {held}")
+        pins = [(p.name.partition("/"), p.sha256) for p in store_status(place).pins]
+        held = [name for (pipe, _, name), sha256 in pins if pipe == pipeline.name and sha256]
+        known = ", ".join(held) or "none"
+        raise ConfigError(f"{pipeline.name} holds no pin '{pin}'; the pins it holds: {known}")
     does = next((does for name, does in _CONSEQUENCES.items() if pin.startswith(name)), "makes it")
     showing.say(f"let go of {pin}; the next run {does}")
 

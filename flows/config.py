@@ -129,7 +129,9 @@ def parse_config(data: dict[str, Any], where: str) -> PipelineConfig:
     try:
         return PipelineConfig.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        # A list whose every item is wrong counts as empty too: the items say more.
+        problems = [p for p in error.errors() if p["type"] != "too_short" or not p["input"]]
+        lines = [_explain(dict(problem)) for problem in problems]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
 
 
@@ -143,10 +145,23 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"unknown key '{key}'; {hint}"
     if problem["type"] == "missing":
         return f"'{key}' is missing"
+    if problem["type"] == "union_tag_not_found":
+        return f"'{key}.kind' is missing; known kinds: {_kinds()}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.kind: there is no kind '{problem['ctx']['tag']}'; known kinds: {_kinds()}"
+    if problem["type"] == "tuple_type" and isinstance(problem["input"], dict):
+        return f"{key} is a list of tables: write [[{key}]], not [{key}]"
+    if problem["type"] == "too_short":
+        return f"{key} is empty"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
     found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{found}" if key else message
+
+
+def _kinds() -> str:
+    kinds = [get_args(model.model_fields["kind"].annotation) for model in _models_in(Source)]
+    return ", ".join(kind for (kind,) in kinds)
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from flows.config import PipelineConfig
 from llm.config import Config
 from tasks import registry
+from tasks.register import model_name
 from tasks.store.executors import executor_for
 from tasks.store.records import Manifest, ManifestRef
 from tasks.store.run import Run
@@ -68,7 +69,7 @@ def open_run(
             shard_rows=config.store.shard_rows,
             shard_bytes=config.store.shard_bytes,
             cache_dir=config.store.cache_dir,
-            previous=last_manifests(store, config, name),
+            previous=last_manifests(store, name, model_name(config.registry, name, options.sample)),
             seen_refs=refs,
             planning=planning,
             refresh=options.refresh,
@@ -94,14 +95,15 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def last_manifests(store: Store, config: PipelineConfig, name: str) -> dict[str, Manifest]:
-    """The manifests of the last finished run by stage: what its refs reach, and the newest model
-    of that dataset (a dataset that became what it was before has its model already), if any."""
+def last_manifests(store: Store, name: str, model: str) -> dict[str, Manifest]:
+    """The manifests of the last finished run by stage: what its refs reach, and the newest version
+    of `model` that is of that dataset (one that became what it was before has its own already),
+    if any."""
     found: dict[str, Manifest] = {}
     there = [ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))]
     lines = [pin for ref in there for pin in ref.line]
     refs = [ref.manifest for ref in there]
-    known = registry.versions(store, config.registry.name or name)
+    known = registry.versions(store, model)
     newest = [v for v in known if v.manifests["dataset"] in refs][-1:] or known[-1:]
     for pin in lines + [pin for version_ in newest for pin in version_.manifests.values()]:
         _follow(store, pin, found)

@@ -114,6 +114,13 @@ def show_funnel(rows: Sequence[FunnelRow]) -> None:
     show_table(("stage", ">rows in", ">rows out", ">dropped", ">text left", ">work"), cells)
 
 
+def show_set_aside(groups: Sequence[Quarantined], command: str) -> None:
+    """A line on what never became a document, which no funnel counts; none where there is none."""
+    n = sum(group.count for group in groups)
+    if n:
+        say(f"\nset aside before the funnel: {counted(n, 'record')}; {command} --quarantined")
+
+
 def show_drops(drops: Sequence[DropCount]) -> None:
     rows = [(drop.stage, drop.reason, drop.count) for drop in drops]
     show_table(("dropped by", "reason", ">documents"), rows)

@@ -18,18 +18,21 @@ from tasks.store.store import Store
 
 Format = Literal["parquet", "jsonl"]
 
+LISTING = "_loam-export.json"
+
 
 def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str, int]:
     """Writes the live documents of `corpus/<name>` below `to`, one file per shard.
 
-    Each file is whole or absent; `loam-export.json`, written last, lists them and says which
-    corpus they are. Raises DataError when there is no such corpus, or `to` holds an export.
+    Each file is whole or absent; `LISTING`, written last, lists them and says which corpus they
+    are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with `_`.
+    Raises DataError when there is no such corpus, or `to` holds an export.
     """
     ref = store.find_ref("corpus", name)
     if ref is None:
         raise DataError(f"there is no corpus/{name}; `loam status` lists the refs")
     to = files.absolute_url(to)
-    if files.exists(f"{to}/loam-export.json"):
+    if files.exists(f"{to}/{LISTING}"):
         raise DataError(f"{to} holds an export already; give another folder or remove it")
     manifest = store.manifest(ref.manifest)
     corpus = open_corpus(store, manifest)
@@ -47,7 +50,7 @@ def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str,
                 rows += table.num_rows
             progress.advance()
     about = {"corpus": manifest.fingerprint, "data_digest": manifest.data_digest, "files": written}
-    files.put(f"{to}/loam-export.json", json.dumps({**about, "rows": rows}, indent=2).encode())
+    files.put(f"{to}/{LISTING}", json.dumps({**about, "rows": rows}, indent=2).encode())
     return {"files": len(written), "rows": rows}
 
 

@@ -280,7 +280,7 @@ def _import(
     files = read_files(source)
     tokens = {file.path: file.token for file in files}
     if seen is not None and previous is not None:
-        same = previous.summary["files"] == tokens
+        same = previous.summary.get("files") == tokens
         if same and previous.payload["config"] == config and not run.refresh:
             return touch(run, source.name, previous, seen)
     with _temporary_folder() as folder:
@@ -379,12 +379,15 @@ def _stage(run: Run, source: ImportSource, files: list[FileRef], folder: Path) -
     with tally(f"import {source.name}", "files", len(files)) as progress:
         for file in files:
             for chunk in read_file(file, source, source.name, now()):
-                if chunk.pages.num_rows:
+                if chunk.pages.num_rows and not staged.n_rows:
                     staged.schema = PAGES
-                table = chunk.pages if staged.schema is PAGES else chunk.documents
-                if staged.schema is PAGES and chunk.documents.num_rows:
+                pages = staged.schema is PAGES
+                table = chunk.pages if pages else chunk.documents
+                other = chunk.documents if pages else chunk.pages
+                if other.num_rows:
                     raise ConfigError(
-                        f"{source.name}: WARC files and others in one source; list them apart"
+                        f"{source.name}: {file.url} and the files before it hold documents and "
+                        "responses of a web server (WARC); make them two sources"
                     )
                 if chunk.pages.num_rows:
                     table = _kept_warc(run.store, table, file, warcs, folder)

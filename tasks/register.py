@@ -41,6 +41,13 @@ class Registered:
         return self.version.provenance
 
 
+def model_name(config: RegisterConfig, run_name: str, sample: int | None) -> str:
+    """What a run's model is called: as the config says, a sample's apart from the real one."""
+    if not config.name or sample is None:
+        return config.name or run_name
+    return f"{config.name}-sample{sample}"
+
+
 @as_task("register")
 def register(
     run: Run,
@@ -51,7 +58,7 @@ def register(
     config: RegisterConfig,
 ) -> Registered:
     """Registers the model, makes it the candidate, and the champion if the gate lets it."""
-    name = config.name or run.name
+    name = model_name(config, run.name, run.sample)
     described = ModelVersion(
         name=name,
         version=0,

@@ -13,7 +13,7 @@ from typing import Any
 
 from llm import files
 from llm.errors import DataError
-from tasks.store.records import FORMAT, ManifestRef, ObjectRef, check_format
+from tasks.store.records import FORMAT, ManifestRef, ObjectRef, check_format, parse
 from tasks.store.store import Store, now
 
 
@@ -47,7 +47,7 @@ def versions(store: Store, name: str) -> list[ModelVersion]:
     """Every version of a model, oldest first."""
     urls = files.list_urls(f"{_folder(store, name)}/versions")
     bodies = zip(urls, files.read_many(urls), strict=True)
-    found = [_version_from(json.loads(body), url) for url, body in bodies if body]
+    found = [_version_from(parse(body, url), url) for url, body in bodies if body]
     return sorted(found, key=lambda version: version.version)
 
 

@@ -1,7 +1,7 @@
 """What is measured of a document: its language and the heuristics of Gopher, C4 and FineWeb.
 
 A signal is a number about one text, measured once and stored; which numbers condemn a document is
-`tasks.selecting`'s business. The papers:
+`tasks/select.py`'s business. The papers:
 
 - Gopher: Rae et al., "Scaling language models", 2021, appendix A.1.1 and table A1
 - C4: Raffel et al., "Exploring the limits of transfer learning", 2020, section 2.2

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from tasks.store.corpus import snapshot_shards
 from tasks.store.fingerprint import canonical, fingerprint
 from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
@@ -41,11 +41,20 @@ def find_snapshot(run: Run, source: str) -> tuple[Ref | None, Manifest | None]:
 
 
 def live_index(store: Store, snapshot: Manifest | None, schema: Schema) -> dict[str, LiveRow]:
-    """Every live row of a snapshot by id."""
+    """Every live row of a snapshot by id.
+
+    Raises ConfigError where it holds rows of another schema: its source was of another kind.
+    """
     if snapshot is None:
         return {}
     index: dict[str, LiveRow] = {}
     for place, shard in enumerate(snapshot_shards(store, snapshot)):
+        if schema.kind not in shard.extras:
+            raise ConfigError(
+                f"{snapshot.summary['source']}: the snapshot of that name holds "
+                f"{', '.join(shard.extras)}, and the source now gives {schema.kind}; give the "
+                "source another name"
+            )
         table = store.read_table(shard.extras[schema.kind], schema, list(schema.hashed))
         hashes = row_hashes(table, schema)
         dead = frozenset(shard.dead)

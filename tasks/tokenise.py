@@ -58,10 +58,6 @@ def learn_tokenizer(run: Run, corpus: Manifest, config: TokeniseConfig) -> Pin:
     return hold(run, "tokenizer", config.model_dump(), make)
 
 
-def find_tokenizer(run: Run) -> Pin | None:
-    return find_pin(run.store, run.name, "tokenizer")
-
-
 def _training_texts(store: Store, corpus: Manifest, most_bytes: int) -> Iterator[str]:
     """Texts of training documents in the order of their ids, until there are enough."""
     shards = open_corpus(store, corpus).shards

@@ -86,7 +86,7 @@ def hold_file(run: Run, name: str, url: str, kind: str, sha256: str | None = Non
 
     def make() -> ObjectRef:
         try:
-            with fsspec.open(url, "rb") as file:
+            with files.explained(url, "reading"), fsspec.open(url, "rb") as file:
                 body = file.read()
         except FileNotFoundError:
             raise ConfigError(f"{name}: there is no file at {url}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -15,13 +14,16 @@ from llm.errors import DataError
 from tasks import registry
 from tasks.progress import tally
 from tasks.store.executors import run_all
-from tasks.store.records import Manifest, ManifestRef, ObjectRef, manifest_from, receipt_from
+from tasks.store.records import Manifest, ManifestRef, ObjectRef, manifest_from, parse, receipt_from
 from tasks.store.store import Store
 
 KEEP_ENTRIES = 5
 
 # What reading a damaged record raises.
-DAMAGE = (DataError, json.JSONDecodeError, KeyError, TypeError)
+DAMAGE = (DataError, KeyError, TypeError)
+
+# The objects that receipts name, by the receipt's URL.
+Receipts = dict[str, Sequence[ObjectRef]]
 
 
 @dataclass
@@ -42,7 +44,11 @@ def reach(store: Store, keep: int = KEEP_ENTRIES, only: tuple[str, str] | None =
     """
     found = Reach()
     for kind, name in [only] if only else store.list_refs():
-        ref = store.find_ref(kind, name)
+        try:
+            ref = store.find_ref(kind, name)
+        except DataError as error:
+            found.problems.append(str(error))
+            continue
         if ref is None:
             raise DataError(f"there is no ref {kind}/{name}; `loam status` lists them")
         entries = [ref.value, *(entry["value"] for entry in ref.history)][:keep]
@@ -124,6 +130,7 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
     manifest alone names is work that a later run may reuse, and gc's business.
     """
     found = reach(store, keep=1_000_000, only=only)
+    receipts = _receipts(store, found) if not only else {}
     refs = [found.objects[key] for key in sorted(found.objects)]
     missing, changed, size = list(found.problems), [], 0
     with tally("verify", "objects", len(refs)) as progress:
@@ -135,7 +142,7 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
                 changed.append(where)
             size += refs[index].bytes
             progress.advance()
-    stray = () if only else tuple(sorted(_stray(store, found)))
+    stray = () if only else tuple(sorted(_stray(store, found, receipts)))
     return Verdict(
         len(found.manifests), len(refs), size, tuple(sorted(missing)), tuple(sorted(changed)), stray
     )
@@ -153,9 +160,9 @@ def _state(store: Store, ref: ObjectRef) -> str | None:
         return None
 
 
-def _stray(store: Store, found: Reach) -> Iterator[str]:
+def _stray(store: Store, found: Reach, receipts: Receipts) -> Iterator[str]:
     accounted = {ref.sha256 for ref in found.objects.values()}
-    accounted |= {ref.sha256 for refs in _receipt_objects(store).values() for ref in refs}
+    accounted |= {ref.sha256 for refs in receipts.values() for ref in refs}
     accounted |= {ref.sha256 for ref in _manifest_objects(store)}
     for url in files.list_urls(f"{store.root}/objects"):
         name = url.rsplit("/", 1)[1].split(".")[0]
@@ -163,14 +170,16 @@ def _stray(store: Store, found: Reach) -> Iterator[str]:
             yield url
 
 
-def _receipt_objects(store: Store) -> dict[str, Sequence[ObjectRef]]:
-    """The objects that each receipt in `actions/` names, by the receipt's URL."""
+def _receipts(store: Store, found: Reach) -> Receipts:
+    """The objects that each receipt in `actions/` names; a damaged one joins the problems."""
     urls = [url for url in files.list_urls(f"{store.root}/actions") if url.endswith(".json")]
-    return {
-        url: receipt_from(json.loads(body)).outputs
-        for url, body in zip(urls, files.read_many(urls), strict=True)
-        if body is not None
-    }
+    outputs: Receipts = {}
+    for url, body in zip(urls, files.read_many(urls), strict=True):
+        try:
+            outputs[url] = receipt_from(parse(body or b"", url)).outputs
+        except DAMAGE as error:
+            found.problems.append(f"{url}: {error}" if url not in str(error) else str(error))
+    return outputs
 
 
 def _manifest_objects(store: Store) -> Iterator[ObjectRef]:
@@ -197,6 +206,7 @@ class Garbage:
 def garbage(store: Store, keep: int = KEEP_ENTRIES) -> Garbage:
     """What neither the last `keep` entries of a ref nor a registered model reach."""
     found = reach(store, keep)
+    outputs = _receipts(store, found)
     if found.problems:
         raise DataError(
             f"not everything could be followed, so nothing can be called garbage: "
@@ -204,9 +214,7 @@ def garbage(store: Store, keep: int = KEEP_ENTRIES) -> Garbage:
         )
     kept = set(found.objects)
     receipts = [
-        url
-        for url, refs in sorted(_receipt_objects(store).items())
-        if any(ref.sha256 not in kept for ref in refs)
+        url for url, refs in sorted(outputs.items()) if any(ref.sha256 not in kept for ref in refs)
     ]
     named = {store.manifest_url(pin) for pin in found.manifests}
     manifests = [url for url in files.list_urls(f"{store.root}/manifests") if url not in named]

@@ -94,6 +94,14 @@ def to_json(record: Any) -> bytes:
     return json.dumps(asdict(record), sort_keys=True, indent=2, ensure_ascii=False).encode()
 
 
+def parse(body: bytes, where: str) -> Any:
+    """A record's JSON. Raises DataError naming `where` for what is none."""
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise DataError(f"{where}: damaged, it is not JSON ({error})") from None
+
+
 def check_format(data: dict[str, Any], where: str) -> None:
     """Raises DataError naming `where` for a record of another format than ours."""
     if data.get("format") != FORMAT:
@@ -112,7 +120,7 @@ def receipt_from(data: dict[str, Any]) -> Receipt:
 def manifest_from(body: bytes, where: str) -> Manifest:
     """A manifest from its JSON. Raises DataError naming `where` for another format, or when the
     fingerprint is not that of the payload."""
-    data = json.loads(body)
+    data = parse(body, where)
     check_format(data, where)
     if fingerprint(data["payload"]) != data["fingerprint"]:
         raise DataError(f"{where}: the fingerprint is not that of the payload: the file was edited")

@@ -25,6 +25,7 @@ from tasks.store.records import (
     Receipt,
     check_format,
     manifest_from,
+    parse,
     receipt_from,
     to_json,
 )
@@ -173,7 +174,7 @@ class Store:
         url = self.receipt_url(stage, receipt.key)
         if files.create(url, to_json(receipt)):
             return receipt
-        theirs = receipt_from(json.loads(files.read_bytes(url)))
+        theirs = receipt_from(parse(files.read_bytes(url), url))
         if theirs.data_digest != receipt.data_digest:
             raise NondeterministicStage(
                 f"{stage}: action {receipt.key[:12]} gave data digest {receipt.data_digest[:12]}, "
@@ -184,10 +185,10 @@ class Store:
 
     def find_receipts(self, stage: str, keys: Sequence[str]) -> dict[str, Receipt]:
         """The receipts there are for `keys`, in one batch of reads."""
-        bodies = files.read_many([self.receipt_url(stage, key) for key in keys])
+        urls = [self.receipt_url(stage, key) for key in keys]
         return {
-            key: receipt_from(json.loads(body))
-            for key, body in zip(keys, bodies, strict=True)
+            key: receipt_from(parse(body, url))
+            for key, url, body in zip(keys, urls, files.read_many(urls), strict=True)
             if body is not None
         }
 
@@ -270,7 +271,7 @@ class Store:
         seen = files.read_versioned(url)
         if seen is None:
             return None
-        data = json.loads(seen.body)
+        data = parse(seen.body, url)
         check_format(data, url)
         newest, *history = data["entries"]
         return Ref(newest["value"], newest["at"], tuple(history), seen)

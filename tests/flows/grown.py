@@ -11,9 +11,10 @@ import os
 import random
 import subprocess
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks import as_task
 
 REPOSITORY = Path(__file__).parents[2]
 SEED = 11
@@ -129,10 +130,7 @@ def grow(folder: Path) -> Grown:
 
 def without_prefect() -> None:
     """Leaves stages as the plain functions that they are, in this process."""
-    prefect, policies = types.ModuleType("prefect"), types.ModuleType("prefect.cache_policies")
-    prefect.task = lambda **_: lambda function: function  # type: ignore[attr-defined]
-    policies.NO_CACHE = None  # type: ignore[attr-defined]
-    sys.modules |= {"prefect": prefect, "prefect.cache_policies": policies}
+    as_task.in_prefect = lambda name, function: function
 
 
 def main(config_path: str) -> None:

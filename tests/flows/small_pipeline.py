@@ -419,12 +419,10 @@ def results(place: Place) -> Results:
 
 def manifests(place: Place) -> dict[str, Manifest]:
     """The manifests of the last finished run, by stage."""
-    from flows.config import read_config
     from flows.running import last_manifests
     from tasks.store.store import Store
 
-    config = read_config(place.folder / "loam.toml")
-    return last_manifests(Store.at(place.root), config, NAME)
+    return last_manifests(Store.at(place.root), NAME, NAME)
 
 
 def check(place: Place) -> Verdict:

@@ -161,6 +161,43 @@ def test_a_folder_without_a_file_is_refused_by_name(loam: Loam) -> None:
     refused(loam("run"), "docs holds no file to read")
 
 
+PAGE = (
+    b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://site.test/\r\n"
+    b"WARC-Date: 2026-01-31T12:00:00Z\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
+    b"Content-Type: application/http;msgtype=response\r\nContent-Length: 46\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\nhi\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(("first", "then"), [("a.jsonl", "b.warc"), ("b.jsonl", "a.warc")])
+def test_documents_and_responses_in_one_source_are_refused_in_any_order(
+    loam: Loam, first: str, then: str
+) -> None:
+    Path("data").mkdir()
+    Path("data", first).write_bytes(rows(1, 2))
+    Path("data", then).write_bytes(PAGE)
+    write_config(source("mixed", "data"))
+    refused(loam("run"), "mixed: ", "make them two sources")
+
+
+def test_a_source_that_becomes_one_of_another_kind_wants_another_name(loam: Loam) -> None:
+    Path("site.jsonl").write_bytes(rows(*range(20)))
+    write_config(source("site", "site.jsonl"))
+    assert loam("run")[0] == 0
+    with serving({"/": page("hello")}) as site:
+        write_config(crawl(site))
+        refused(loam("run"), "site: ", "give the source another name")
+
+
+def test_the_funnel_is_shown_after_a_run_that_looked_at_every_source_again(loam: Loam) -> None:
+    Path("docs.jsonl").write_bytes(rows(*range(20)))
+    write_config(source("docs", "docs.jsonl"))
+    assert loam("run")[0] == 0
+    code, out, _ = loam("run", "--refresh")
+    assert code == 0
+    assert any(line.split()[:4] == ["import", "docs", "20", "20"] for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("before", "sources", "said"),
     [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,30 @@ def test_the_text_left_at_the_end_is_what_an_export_holds(
     ]
     assert rows[-1]["rows_out"] == written["rows"] == len(texts)
     assert rows[-1]["text_bytes"] == sum(len(text.encode()) for text in texts)
+
+
+def test_an_export_is_opened_by_what_people_open_data_with(
+    grown: Grown, loam: Loam, tmp_path: Path
+) -> None:
+    import datasets
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    n: dict[str, int] = {}
+    for format_ in ("parquet", "jsonl"):
+        folder = str(tmp_path / format_)
+        n[format_] = as_json(loam, "export", "tiny", "--to", folder, "--format", format_)["rows"]
+        opened = datasets.load_dataset(folder, cache_dir=str(tmp_path / "cache"), split="train")
+        assert (len(opened), opened.column_names[:3]) == (n[format_], ["id", "digest", "text"])
+        counted = duckdb.sql(f"select count(distinct id) from '{folder}/*.{format_}'").fetchall()
+        assert counted == [(n[format_],)]
+    assert n["parquet"] == n["jsonl"] > 0
+    assert len(pd.read_parquet(tmp_path / "parquet")) == n["parquet"]
+    assert pl.read_parquet(tmp_path / "parquet" / "*.parquet").height == n["parquet"]
+    lines = [path.read_text() for path in sorted((tmp_path / "jsonl").glob("*.jsonl"))]
+    assert sum(len(pd.read_json(StringIO(body), lines=True)) for body in lines) == n["jsonl"]
+    assert sum(pl.read_ndjson(body.encode()).height for body in lines) == n["jsonl"]
 
 
 def test_drops_are_shown_with_what_was_measured_and_without_personal_data(

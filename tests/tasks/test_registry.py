@@ -9,6 +9,7 @@ import pytest
 
 from llm.errors import DataError
 from tasks import registry
+from tasks.register import RegisterConfig, model_name
 from tasks.registry import ModelVersion
 from tasks.store.records import ManifestRef, ObjectRef
 from tasks.store.store import Store
@@ -74,3 +75,11 @@ def test_the_gate_promotes_only_what_is_no_worse_on_the_same_held_out_set(store_
     assert registry.aliases(store, "m") == {"champion": 3, "previous": 1}
     registry.promote(store, registry.find_version(store, "m", "4"), "by hand")
     assert registry.aliases(store, "m") == {"champion": 4, "previous": 3}
+
+
+def test_the_model_of_a_sample_never_takes_the_name_of_the_real_one() -> None:
+    named, unnamed = RegisterConfig(name="mine"), RegisterConfig()
+    assert model_name(named, "docs", None) == "mine"
+    assert model_name(unnamed, "docs", None) == "docs"
+    assert model_name(named, "docs-sample9", 9) == "mine-sample9"
+    assert model_name(unnamed, "docs-sample9", 9) == "docs-sample9"

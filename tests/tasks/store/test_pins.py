@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm import files
-from llm.errors import ConfigError
+from llm.errors import ConfigError, StorageError
 from tasks.store.pins import find_pin, hold, hold_file, let_go
 from tasks.store.records import ObjectRef
 from tasks.store.run import Run, WouldRun
@@ -85,6 +85,11 @@ def test_a_file_is_pinned_by_its_content_and_not_looked_at_again(tmp_path: Path)
     assert pin.object.ext == "bin"
     with pytest.raises(ConfigError, match=r"'lid' is pinned with sha256 .*loam repin lid"):
         hold_file(run, "lid", str(source), "model", "0" * 64)
+
+
+def test_a_folder_where_a_file_should_be_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="directory"):
+        hold_file(a_run(str(tmp_path / "store")), "model", str(tmp_path), "model")
 
 
 def test_a_file_that_is_not_there_or_not_the_one_expected_is_told(tmp_path: Path) -> None:

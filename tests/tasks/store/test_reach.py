@@ -107,6 +107,19 @@ def test_a_manifest_that_is_missing_or_edited_is_reported(run: Run) -> None:
     assert check(run).ok
 
 
+def test_damaged_records_are_reported_and_the_rest_is_verified(run: Run) -> None:
+    publish(run, {"x": SITE})
+    run.store.move_ref("pin", "main/tokenizer", {"object": None, "config": {}}, None)
+    receipt = files.list_urls(f"{run.store.root}/actions")[0]
+    ref = run.store.ref_url("pin", "main/tokenizer")
+    for url in (receipt, ref):
+        files.put(url, b'{"format": ')
+    verdict = check(run)
+    assert not verdict.ok
+    assert [line.split(": ")[0] for line in verdict.missing] == sorted([receipt, ref])
+    assert verdict.objects > 6
+
+
 def test_one_ref_can_be_verified_alone(run: Run) -> None:
     publish(run, {"x": SITE})
     hold(run, "t", {}, lambda: run.store.put_bytes(b"pinned", "tokenizer", "json"))
