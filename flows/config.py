@@ -152,7 +152,7 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "tuple_type" and isinstance(problem["input"], dict):
         return f"{key} is a list of tables: write [[{key}]], not [{key}]"
     if problem["type"] == "too_short":
-        return f"{key} is empty"
+        return f"{key}: the list is empty"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
     found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
@@ -161,7 +161,7 @@ def _explain(problem: dict[str, Any]) -> str:
 
 def _kinds() -> str:
     kinds = [get_args(model.model_fields["kind"].annotation) for model in _models_in(Source)]
-    return ", ".join(kind for (kind,) in kinds)
+    return ", ".join(repr(kind) for (kind,) in kinds)
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:

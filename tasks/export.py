@@ -18,14 +18,14 @@ from tasks.store.store import Store
 
 Format = Literal["parquet", "jsonl"]
 
-LISTING = "_loam-export.json"
+LISTING = ".loam-export.json"
 
 
 def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str, int]:
     """Writes the live documents of `corpus/<name>` below `to`, one file per shard.
 
     Each file is whole or absent; `LISTING`, written last, lists them and says which corpus they
-    are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with `_`.
+    are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with a dot.
     Raises DataError when there is no such corpus, or `to` holds an export.
     """
     ref = store.find_ref("corpus", name)
