@@ -27,11 +27,21 @@ def pin_models(run: Run, config: AnnotateConfig) -> tuple[Pin | None, Pin | None
     language = quality = None
     if config.language_model:
         language = hold_file(
-            run, "language-model", config.language_model, "model", config.language_model_sha256
+            run,
+            "language-model",
+            config.language_model,
+            "model",
+            config.language_model_sha256,
+            FastTextModel,
         )
     if config.quality_model:
         quality = hold_file(
-            run, "quality-model", config.quality_model, "model", config.quality_model_sha256
+            run,
+            "quality-model",
+            config.quality_model,
+            "model",
+            config.quality_model_sha256,
+            FastTextModel,
         )
     return language, quality
 

@@ -451,7 +451,29 @@ def matches(
     refs = tuple(pin.object for pin in benchmarks)
     actions = [Action(shard.inputs, (shard, refs, heldout.object, config)) for shard in shards]
     receipts = run_actions(run, request, matches_work, actions)
-    return commit_stage(run, request, receipts, shards, measured=MATCHES)
+    summary = {"benchmarks": _what_was_read(run, config, refs)}
+    return commit_stage(run, request, receipts, shards, measured=MATCHES, summary=summary)
+
+
+def _what_was_read(
+    run: Run, config: DecontaminateConfig, refs: Sequence[ObjectRef]
+) -> dict[str, dict[str, int]]:
+    """Passages of each benchmark and rows that could not be read, which are said aloud: nobody
+    looks for those."""
+    found = {}
+    for ref, benchmark in zip(refs, config.benchmarks, strict=True):
+        loaded = load_benchmark(run.store.read_bytes(ref), benchmark.name, benchmark.fields)
+        found[benchmark.name] = {
+            "passages": len(loaded.passages),
+            "unreadable_rows": len(loaded.rejected),
+        }
+        if loaded.rejected:
+            first = loaded.rejected[0]
+            run.say(
+                f"benchmark {benchmark.name}: {len(loaded.rejected)} rows cannot be read and are "
+                f"not looked for, the first at line {first.line + 1}: {first.reason}"
+            )
+    return found
 
 
 def decontaminate_request(corpus: Manifest, config: DecontaminateConfig) -> Request:

@@ -26,14 +26,14 @@ def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str,
 
     Each file is whole or absent; `LISTING`, written last, lists them and says which corpus they
     are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with a dot.
-    Raises DataError when there is no such corpus, or `to` holds an export.
+    Raises DataError when there is no such corpus, or `to` is not empty.
     """
     ref = store.find_ref("corpus", name)
     if ref is None:
         raise DataError(f"there is no corpus/{name}; `loam status` lists the refs")
     to = files.absolute_url(to)
-    if files.exists(f"{to}/{LISTING}"):
-        raise DataError(f"{to} holds an export already; give another folder or remove it")
+    if files.list_urls(to):
+        raise DataError(f"{to} is not empty; give another folder, or empty it")
     manifest = store.manifest(ref.manifest)
     corpus = open_corpus(store, manifest)
     written: list[str] = []

@@ -6,6 +6,8 @@ told to refresh. Everything after a snapshot is a pure function of it.
 
 from __future__ import annotations
 
+import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from llm.errors import ConfigError, DataError, StorageError
 from llm.files import NO_ROOM
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
-from tasks.importing.files import FileRef, read_files
+from tasks.importing.files import OPTIONS, FileRef, explained, read_files
 from tasks.importing.rows import read_file
 from tasks.journal import StoreJournal, open_session
 from tasks.payloads import PayloadReader
@@ -90,6 +92,8 @@ def _semantic(source: Source, sample: int | None) -> dict[str, Any]:
     else:
         config = source.model_dump(mode="json")
     kept = {name: value for name, value in config.items() if name not in _NOT_MEANT}
+    if isinstance(source, PydocSource):
+        kept["python"] = platform.python_version()
     return canonical({**kept, "kind": source.kind, "sample": sample})
 
 
@@ -411,9 +415,9 @@ def _kept_warc(
 
     if file.url not in warcs:
         local = folder / "imported.warc"
-        with fsspec.open(file.url, "rb") as source, local.open("wb") as copy:
-            while block := source.read(1 << 24):
-                copy.write(block)
+        opened = fsspec.open(file.url, "rb", **OPTIONS)
+        with explained(file.url), opened as source, local.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 24)
         extension = "warc.gz" if file.url.endswith(".gz") else "warc"
         warcs[file.url] = store.put_local_file(local, "warc", extension)
     name = warcs[file.url].sha256

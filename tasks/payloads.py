@@ -59,12 +59,21 @@ class PayloadReader:
 
 
 def read_payloads(store: Store, pages: pa.Table) -> list[bytes]:
-    """The payload of each row of PAGES, in its order. Objects are read front to back."""
-    places = list(
-        zip(pages.column("warc").to_pylist(), pages.column("warc_offset").to_pylist(), strict=True)
-    )
+    """The payload of each row of PAGES, in its order. Objects are read front to back.
+
+    Raises DataError when one is missing, or is not the payload that the row was made of.
+    """
+    columns = (pages.column(name).to_pylist() for name in ("warc", "warc_offset"))
+    places = list(zip(*columns, strict=True))
+    expected = pages.column("payload_sha256").to_pylist()
     payloads: dict[int, bytes] = {}
     with PayloadReader(store) as reader:
         for row in sorted(range(len(places)), key=places.__getitem__):
             payloads[row] = reader.read(*places[row])
+            if files.sha256(payloads[row]) != expected[row]:
+                warc, offset = places[row]
+                raise DataError(
+                    f"WARC object {warc}, offset {offset}: the payload is not the one whose sha256 "
+                    f"is {expected[row]}; `loam store verify` tells whether the object is damaged"
+                )
     return [payloads[row] for row in range(len(places))]

@@ -153,7 +153,8 @@ def hold_out_set(run: Run, corpus: Manifest, config: SplitConfig) -> Pin:
             ]
             raise DataError(
                 f"no document is left to train on: {'; '.join(drops) or 'the sources are empty'}; "
-                "loosen the rules of [select], or add documents"
+                "loosen the rules of [select], or add documents (languages are known from "
+                "annotate.language_model, or from what the source says)"
             )
         run.say("split: drawing the held-out set")
         clusters = run.store.read_table(_clustered(run.store, corpus).object("clusters"), CLUSTERS)

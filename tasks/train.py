@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tasks.store.stage import Stage
 from tasks.store.store import now
 
 STAGE = Stage("train", 1, ("torch",))
-STOP_WITHIN_S = 120.0
+STOP_WITHIN_S, POLL_S = 120.0, 1.0
 
 
 class TrainingFailed(LoamError):
@@ -71,11 +72,11 @@ def train(run: Run, dataset: Manifest, model: ModelConfig, config: TrainConfig) 
         model=model,
         train=config,
     )
-    with held(f"{url}/lease.json", run.say):
-        run_child(spec)
+    with held(f"{url}/lease.json", run.say) as lease:
+        run_child(spec, lease.lost)
     result = json.loads(files.read_bytes(f"{url}/result.json"))
     weights = run.store.put_bytes(
-        files.read_bytes(result["weights"]["url"]), "weights", "safetensors"
+        files.read_bytes(f"{url}/weights/model.safetensors"), "weights", "safetensors"
     )
     return run.store.commit(
         Manifest(
@@ -95,12 +96,13 @@ def train(run: Run, dataset: Manifest, model: ModelConfig, config: TrainConfig) 
     )
 
 
-def run_child(spec: TrainSpec) -> None:
+def run_child(spec: TrainSpec, lost: threading.Event) -> None:
     """Runs the training process to its end, in a process group of its own.
 
     Whatever ends the wait (a cancel comes as an exception) is passed on to the group as SIGTERM,
     which makes it checkpoint and leave. Its standard input is a pipe of ours: should this process
-    be killed, the pipe closes and the child checkpoints and leaves as well.
+    be killed, the pipe closes and the child checkpoints and leaves as well. Once the lease is
+    `lost`, another run trains this model, and the child is stopped.
     Raises TrainingFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +115,7 @@ def run_child(spec: TrainSpec) -> None:
             env=_environment(spec.train.threads),
         )
         try:
-            code = child.wait()
+            code = _wait(child, lost)
         except BaseException:
             _stop(child)
             raise
@@ -121,6 +123,18 @@ def run_child(spec: TrainSpec) -> None:
         raise TrainingFailed("training was stopped and has saved a checkpoint; run again to resume")
     if code != 0:
         raise TrainingFailed(f"training ended with exit code {code}; its own message is above")
+
+
+def _wait(child: subprocess.Popen[bytes], lost: threading.Event) -> int:
+    while True:
+        try:
+            return child.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            if lost.is_set():
+                raise TrainingFailed(
+                    "another run has taken this training over, for this one did not stir for a "
+                    "while; run again to use what it makes"
+                ) from None
 
 
 def _environment(threads: int) -> Mapping[str, Any]:

@@ -78,27 +78,46 @@ def let_go(store: Store, pipeline: str, name: str) -> bool:
     return True
 
 
-def hold_file(run: Run, name: str, url: str, kind: str, sha256: str | None = None) -> Pin:
+def hold_file(
+    run: Run,
+    name: str,
+    url: str,
+    kind: str,
+    sha256: str | None = None,
+    check: Callable[[bytes], object] = len,
+) -> Pin:
     """Pins a file from outside by its content; later runs do not look at the file again.
 
+    `check` raises for a file that is not what it should be, before it is pinned. A file that was
+    moved stays pinned, if its content is the same.
     Raises ConfigError when there is no such file, or its sha256 is not the one expected.
     """
 
     def make() -> ObjectRef:
-        try:
-            with files.explained(url, "reading"), fsspec.open(url, "rb") as file:
-                body = file.read()
-        except FileNotFoundError:
-            raise ConfigError(f"{name}: there is no file at {url}") from None
+        body = _read(name, url)
         found = files.sha256(body)
         if sha256 is not None and found != sha256:
             raise ConfigError(f"{name}: {url} has sha256 {found}, the config expects {sha256}")
+        check(body)
         return run.store.put_bytes(body, kind, Path(url).suffix.lstrip(".") or "bin")
 
-    pin = hold(run, name, {"url": url}, make)
-    if sha256 is not None and pin.object.sha256 != sha256:
+    held = find_pin(run.store, run.name, name)
+    if held is None:
+        return hold(run, name, {"url": url}, make)
+    moved = sha256 is None and held.config["url"] != url
+    expected = files.sha256(_read(name, url)) if moved else sha256
+    if expected not in (None, held.object.sha256):
         raise ConfigError(
-            f"'{name}' is pinned with sha256 {pin.object.sha256}, the config expects {sha256}: "
-            f"set it back, or let go of the pin with `loam repin {name}`"
+            f"'{name}' is pinned with sha256 {held.object.sha256}, but {url} should have "
+            f"{expected}: set it back, or let go of the pin with `loam repin {name}`"
         )
-    return pin
+    return held
+
+
+def _read(name: str, url: str) -> bytes:
+    try:
+        with files.explained(url, "reading"), fsspec.open(url, "rb") as file:
+            body: bytes = file.read()
+            return body
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: there is no file at {url}") from None
