@@ -98,39 +98,12 @@ def append(
     same source at the same time. Raises DataError when an id comes twice, or is gone and new.
     """
     store = run.store
-    seen_ids = set(found.gone)
-    dead: list[dict[str, Any]] = [
-        {"shard": live[row].shard, "id": row, "reason": "gone"} for row in sorted(seen_ids)
-    ]
+    old = store.receipts(previous) if previous else []
+    new, dead = _write_shards(run, source, found, live, len(old))
+    receipts = [*old, *new]
+    n_new = sum(receipt.rows_out for receipt in new)
     digest = int(previous.data_digest, 16) if previous else 0
-    receipts = store.receipts(previous) if previous else []
-    n_new = 0
-    for shard in _cut(run, found.rows):
-        ids = shard.column("id").to_pylist()
-        if len(set(ids)) < len(ids) or not seen_ids.isdisjoint(ids):
-            raise DataError(f"{source}: an ingest tells of one id twice; give each row once")
-        seen_ids.update(ids)
-        dead += [
-            {"shard": live[row].shard, "id": row, "reason": "superseded"}
-            for row in ids
-            if row in live
-        ]
-        ref = store.put_table(shard, found.schema)
-        if ref is None:
-            continue
-        n_new += ref.rows
-        digest += int(ref.data_digest, 16)
-        receipts.append(
-            Receipt(
-                key=fingerprint({"source": source, "data": ref.data_digest, "at": len(receipts)}),
-                outputs=(ref,),
-                rows_in=ref.rows,
-                rows_out=ref.rows,
-                drops={},
-                data_digest=ref.data_digest,
-                run_id=run.run_id,
-            )
-        )
+    digest += sum(int(receipt.data_digest, 16) for receipt in new)
     digest -= sum(live[row["id"]].row_hash for row in dead)
     objects = _objects(store, previous, found, dead)
     drops = dict(previous.drops) if previous else {}
@@ -172,6 +145,46 @@ def append(
         )
     )
     return _publish(run, source, manifest.ref, seen)
+
+
+def _write_shards(
+    run: Run, source: str, found: Ingest, live: Mapping[str, LiveRow], start: int
+) -> tuple[list[Receipt], list[dict[str, Any]]]:
+    """Writes an ingest's rows as shards from position `start` of the log on.
+
+    Returns a receipt for each, and the rows of DEAD: what is gone and what the new rows supersede.
+    """
+    seen_ids = set(found.gone)
+    dead: list[dict[str, Any]] = [
+        {"shard": live[row].shard, "id": row, "reason": "gone"} for row in sorted(seen_ids)
+    ]
+    receipts: list[Receipt] = []
+    for shard in _cut(run, found.rows):
+        ids = shard.column("id").to_pylist()
+        if len(set(ids)) < len(ids) or not seen_ids.isdisjoint(ids):
+            raise DataError(f"{source}: an ingest tells of one id twice; give each row once")
+        seen_ids.update(ids)
+        dead += [
+            {"shard": live[row].shard, "id": row, "reason": "superseded"}
+            for row in ids
+            if row in live
+        ]
+        ref = run.store.put_table(shard, found.schema)
+        if ref is None:
+            continue
+        at = start + len(receipts)
+        receipts.append(
+            Receipt(
+                key=fingerprint({"source": source, "data": ref.data_digest, "at": at}),
+                outputs=(ref,),
+                rows_in=ref.rows,
+                rows_out=ref.rows,
+                drops={},
+                data_digest=ref.data_digest,
+                run_id=run.run_id,
+            )
+        )
+    return receipts, dead
 
 
 def touch(run: Run, source: str, snapshot: Manifest, seen: Ref) -> Manifest:
