@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOAM   := $(BIN)/loam
 
-.PHONY: run test lint fmt up down clean
+.PHONY: run test lint fmt bench bench-deps up down clean
 
 run: $(VENV)/.runtime
 	$(LOAM) run flows/configs/quickstart.toml
@@ -24,6 +24,17 @@ fmt: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every benchmark of tests/bench; `python -m tests.bench NAME --quick` runs one.
+bench: $(VENV)/.test bench-deps
+	$(BIN)/python -m tests.bench all
+
+bench-deps: .venv-peers/.done
+
+.venv-peers/.done: tests/bench/constraints-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement tests/bench/constraints-peers.txt
+	@touch $@
+
 up: $(VENV)/.runtime
 	$(BIN)/python -m deploy.up
 
@@ -31,7 +42,7 @@ down: $(VENV)/.runtime
 	$(BIN)/python -m deploy.down
 
 clean:
-	rm -rf $(VENV) .loam
+	rm -rf $(VENV) .venv-peers .loam
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""Benchmarks: Loam and a peer on the same input in one call; `python -m tests.bench` lists them."""
