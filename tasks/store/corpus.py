@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm.errors import DataError
+from tasks.store.executors import run_all
 from tasks.store.records import Manifest, ObjectRef, Receipt
 from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Request, Run, check_books
@@ -135,6 +136,11 @@ def kept_rows(store: Store, shard: Shard, columns: Sequence[str] | None = None) 
     return _without(table, pa.array(_ids(store, shard.filtered), pa.string()))
 
 
+def _n_kept(shard: Shard) -> int:
+    """How many rows `kept_rows` has: a filter drops a row of its shard once."""
+    return (shard.text.rows if shard.text else 0) - sum(ref.rows for ref in shard.filtered)
+
+
 def out_ids(store: Store, shard: Shard) -> pa.Array:
     """Every id of the shard that a reader does not see: filtered, dropped by verdict, or dead."""
     ids = _ids(store, (*shard.filtered, *shard.verdicts)) + list(shard.dead)
@@ -166,18 +172,51 @@ def _live_total(
     return table.num_rows, data_digest(table, schema)
 
 
-def _live_drops(
-    store: Store, before: Sequence[Shard], receipts: Sequence[Receipt]
-) -> dict[str, int]:
-    drops: dict[str, int] = {}
-    for shard, receipt in zip(before, receipts, strict=True):
-        rows = _without(
-            store.read_table(receipt.output(DROPS.kind), DROPS, ["id", "reason"]),
-            out_ids(store, shard),
-        )
-        for reason in rows.column("reason").to_pylist():
-            drops[reason] = drops.get(reason, 0) + 1
-    return dict(sorted(drops.items()))
+@dataclass(frozen=True)
+class _Account:
+    """What one shard adds to a stage's books, over its live rows."""
+
+    text: tuple[int, int] = (0, 0)
+    measured: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+
+def _account(
+    store: Store,
+    before: Shard,
+    stage: str,
+    receipt: Receipt,
+    counts_text: bool,
+    kind: Schema | None,
+) -> _Account:
+    """The account of one shard: of its text where that is asked for, and of what was measured."""
+    dropped = _without(
+        store.read_table(receipt.output(DROPS.kind), DROPS, ["id", "reason"]),
+        out_ids(store, before),
+    )
+    after = _after(before, stage, receipt)
+    out = out_ids(store, after)
+    text = _live_total(store, after.text, DOCUMENTS, out) if counts_text else (0, 0)
+    measured = _live_total(store, after.extras.get(kind.kind), kind, out)[1] if kind else 0
+    return _Account(text, measured, Counter(dropped.column("reason").to_pylist()))
+
+
+def _accounts(
+    run: Run,
+    stage: str,
+    receipts: Sequence[Receipt],
+    before: Sequence[Shard],
+    counts_text: bool,
+    measured: Schema | None,
+) -> list[_Account]:
+    """Every shard's account; nothing is read where a stage left the text and its rows alone."""
+    if not counts_text and measured is None:
+        return []
+    calls = [
+        (run.store, shard, stage, receipt, counts_text, measured)
+        for shard, receipt in zip(before, receipts, strict=True)
+    ]
+    return [account for _, account in run_all(run.executor, _account, calls)]
 
 
 def commit_stage(
@@ -196,17 +235,22 @@ def commit_stage(
     Raises BooksDoNotBalance.
     """
     stage = request.stage.name
-    after = _all_after(before, stage, receipts)
     rows_in = sum(manifest.rows_out for manifest in request.inputs.values())
-    rows_out = digest = 0
-    for shard in after:
-        out = out_ids(run.store, shard)
-        rows, part = _live_total(run.store, shard.text, DOCUMENTS, out)
-        rows_out, digest = rows_out + rows, digest + part
-        if measured is not None:
-            digest += _live_total(run.store, shard.extras.get(measured.kind), measured, out)[1]
-    drops = _live_drops(run.store, before, receipts)
+    parent = request.inputs.get("corpus")
+    written = {ref.kind for receipt in receipts for ref in receipt.outputs}
+    counts_text = parent is None or not written.isdisjoint({DROPS.kind, DOCUMENTS.kind})
+    accounts = _accounts(run, stage, receipts, before, counts_text, measured)
+    if parent is None or counts_text:
+        rows_out = sum(account.text[0] for account in accounts)
+        text_digest = sum(account.text[1] for account in accounts)
+    else:
+        rows_out, text_digest = parent.rows_out, int(parent.summary["text_digest"], 16)
+    dropped: Counter[str] = Counter()
+    for account in accounts:
+        dropped.update(account.drops)
+    drops = dict(sorted(dropped.items()))
     check_books(stage, rows_in, rows_out, drops)
+    digest = text_digest + sum(account.measured for account in accounts)
     stats: dict[str, float] = {}
     for name, value in (pair for receipt in receipts for pair in receipt.stats.items()):
         stats[name] = stats.get(name, 0) + value
@@ -222,7 +266,11 @@ def commit_stage(
             data_digest=digest_hex(digest),
             receipts=run.store.put_receipts(receipts),
             objects=dict(objects or {}),
-            summary={**(summary or {}), "stats": dict(sorted(stats.items()))},
+            summary={
+                **(summary or {}),
+                "stats": dict(sorted(stats.items())),
+                "text_digest": digest_hex(text_digest),
+            },
             provenance={
                 **run.provenance,
                 "run_id": run.run_id,
@@ -242,7 +290,7 @@ def verdict_receipts(
     """
     receipts = []
     for index, shard in enumerate(shards):
-        rows = kept_rows(run.store, shard, ["id"]).num_rows
+        rows = _n_kept(shard)
         live = live_rows(run.store, shard, columns=["id"]).column("id")
         mine = drops.filter(pc.is_in(drops.column("id"), value_set=live)).sort_by("id")
         ref = run.store.put_table(mine, DROPS)
