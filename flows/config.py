@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -32,8 +32,15 @@ class StoreConfig(Config):
     root: str = ".loam/store"
     """The store: a folder, file:///... or s3://bucket/prefix."""
 
+    executor: Literal["processes", "dask"] = "processes"
+    """Where the work on shards runs: in processes of this machine, or on a Dask cluster."""
+
     workers: int = Field(2, ge=1)
-    """Processes that work on shards at a time."""
+    """Processes that work on shards at a time; on a Dask cluster elsewhere, what it has."""
+
+    dask_address: str | None = None
+    """The scheduler of a Dask cluster, such as tcp://scheduler:8786; without one, a local cluster
+    of `workers` is started for the run."""
 
     shard_rows: int = Field(65536, ge=1)
     """Most documents in a shard."""

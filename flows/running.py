@@ -7,18 +7,19 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import Field
 
-from flows.config import PipelineConfig
+from flows.config import PipelineConfig, StoreConfig
 from llm.config import Config
 from tasks import registry
 from tasks.register import model_name
-from tasks.store.executors import executor_for
+from tasks.store.executors import dask_executor, executor_for
 from tasks.store.records import Manifest, ManifestRef
 from tasks.store.run import Run
 from tasks.store.store import Store
@@ -60,7 +61,7 @@ def open_run(
             f"{store.root}: this storage does not honour conditional writes; one run at a time only"
         )
     refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
-    with executor_for(1 if planning else config.store.workers) as executor:
+    with _executor(config.store, planning) as executor:
         yield Run(
             store=store,
             name=name,
@@ -78,6 +79,14 @@ def open_run(
             provenance=provenance(),
             say=say,
         )
+
+
+def _executor(config: StoreConfig, planning: bool) -> AbstractContextManager[Executor]:
+    if planning:
+        return executor_for(1)
+    if config.executor == "dask":
+        return dask_executor(config.dask_address, config.workers)
+    return executor_for(config.workers)
 
 
 def new_run_id() -> str:

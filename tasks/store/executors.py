@@ -1,4 +1,4 @@
-"""Where actions run: in this process, or in a pool of spawned ones that die with it."""
+"""Where actions run: in this process, in a pool of spawned ones that die with it, or on Dask."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
+
+from llm.errors import ConfigError
 
 Result = TypeVar("Result")
 
@@ -48,6 +50,48 @@ def executor_for(workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextmanager
+def dask_executor(address: str | None, workers: int) -> Iterator[Executor]:
+    """An executor over the Dask cluster at `address`; without one, over a local cluster.
+
+    The call of a worker that dies is run again by another; a call that has killed several workers
+    raises Dask's KilledWorker. A cluster elsewhere must reach the store, with its own credentials,
+    and run this version of Loam.
+
+    Raises:
+        ConfigError: Dask is not installed, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ConfigError(
+            'store.executor is "dask", and Dask is not installed: pip install "loam[dask]"'
+        ) from None
+    with ExitStack() as stack:
+        if address is None:
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    host="127.0.0.1",
+                    memory_limit=0,
+                )
+            )
+            client = stack.enter_context(Client(cluster))
+        else:
+            try:
+                client = stack.enter_context(Client(address, timeout="10s"))
+            except OSError as error:
+                raise ConfigError(
+                    f"store.dask_address: no Dask scheduler answers at {address} ({error})"
+                ) from None
+        executor = client.get_executor(pure=False)
+        executor._max_workers = max(1, sum(client.nthreads().values()))
+        yield executor
 
 
 def run_all(
