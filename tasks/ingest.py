@@ -7,7 +7,6 @@ told to refresh. Everything after a snapshot is a pure function of it.
 from __future__ import annotations
 
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,16 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llm.errors import ConfigError, DataError, StorageError
+from llm.errors import DataError, StorageError
 from llm.files import NO_ROOM
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
-from tasks.importing.files import OPTIONS, FileRef, explained, read_files
-from tasks.importing.rows import read_file
+from tasks.import_files import import_files
+from tasks.importing.files import read_files
 from tasks.journal import StoreJournal, open_session
 from tasks.payloads import PayloadReader
 from tasks.progress import tally
@@ -35,20 +32,17 @@ from tasks.snapshot import (
     find_snapshot,
     live_index,
     refreshed_within,
-    touch,
 )
 from tasks.sources import CrawlSource, ImportSource, PydocSource, Source
 from tasks.store.corpus import snapshot_shards
 from tasks.store.fingerprint import canonical, differences
-from tasks.store.records import Manifest, ObjectRef
-from tasks.store.rows import row_hashes
+from tasks.store.records import Manifest
 from tasks.store.run import Run, WouldRun
-from tasks.store.schema import DOCUMENTS, PAGES, QUARANTINE, Schema
+from tasks.store.schema import PAGES, QUARANTINE
 from tasks.store.stage import Stage
 from tasks.store.store import Ref, Store, now
 
 CRAWL_STAGE = Stage("crawl", 1)
-IMPORT_STAGE = Stage("import", 1)
 
 PYDOC_HOST = "http://python.loam.test/"
 _NOT_MEANT = frozenset({"kind", "name", "max_loss", "max_age_s"})
@@ -65,7 +59,8 @@ def ingest(run: Run, source: Source) -> Manifest:
     if run.planning:
         raise WouldRun(f"ingest {source.name}", why)
     if isinstance(source, ImportSource):
-        return _import(run, source, config, seen, previous)
+        with _temporary_folder() as folder:
+            return import_files(run, source, config, seen, previous, folder)
     return _crawl(run, source, config, seen, previous)
 
 
@@ -271,155 +266,3 @@ def _unread(source: str, outcomes: tuple[Any, ...]) -> pa.Table:
 
 
 # import
-
-
-def _import(
-    run: Run,
-    source: ImportSource,
-    config: Mapping[str, Any],
-    seen: Ref | None,
-    previous: Manifest | None,
-) -> Manifest:
-    began = time.monotonic()
-    files = read_files(source)
-    tokens = {file.path: file.token for file in files}
-    if seen is not None and previous is not None:
-        same = previous.summary.get("files") == tokens
-        if same and previous.payload["config"] == config and not run.refresh:
-            return touch(run, source.name, previous, seen)
-    with _temporary_folder() as folder:
-        staged = _stage(run, source, files, folder)
-        live = live_index(run.store, previous, staged.schema)
-        chosen, quarantine = staged.winners(source.name)
-        gone = sorted(live.keys() - chosen.keys())
-        check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
-        if not chosen and not live:
-            raise DataError(
-                f"{source.name}: {len(files)} files hold no document that can be read "
-                f"({quarantine.num_rows} records set aside); check paths, format and text_field"
-            )
-        fresh = {
-            place
-            for row, (place, row_hash) in chosen.items()
-            if row not in live or live[row].row_hash != row_hash
-        }
-        found = Ingest(
-            schema=staged.schema,
-            rows=staged.rows(fresh),
-            gone=gone,
-            quarantine=quarantine,
-            objects={"warc": staged.warcs},
-            summary={"files": tokens},
-            seconds=time.monotonic() - began,
-        )
-        return append(run, IMPORT_STAGE, source.name, config, seen, previous, found, live)
-
-
-class _Staged:
-    """The rows of an import, on local disk until it is known which of them are new."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.schema: Schema = DOCUMENTS
-        self.parts: list[Path] = []
-        self.quarantined: list[pa.Table] = []
-        self.warcs: tuple[ObjectRef, ...] = ()
-        self.best: dict[str, tuple[tuple[str, ...], int, int]] = {}
-        self.lost: list[tuple[str, str]] = []
-        self.n_rows = 0
-
-    def add(self, table: pa.Table) -> None:
-        """Stages rows and settles who wins where an id comes twice: the latest fetch, then the
-        smallest digest."""
-        digest = "digest" if self.schema is DOCUMENTS else "payload_sha256"
-        columns = (table.column(name).to_pylist() for name in ("id", "fetched_at", digest, "url"))
-        hashes = row_hashes(table, self.schema)
-        for row, fetched_at, said, url, row_hash in zip(*columns, hashes, strict=True):
-            claim = (_descending(fetched_at or ""), said, f"{row_hash:064x}")
-            held = self.best.get(row)
-            if held is None or claim < held[0]:
-                self.best[row] = (claim, self.n_rows, row_hash)
-            if held is not None:
-                self.lost.append((row, url or row))
-            self.n_rows += 1
-        path = self.folder / f"{len(self.parts):06d}.parquet"
-        pq.write_table(table, path, compression="lz4")
-        self.parts.append(path)
-
-    def winners(self, source: str) -> tuple[dict[str, tuple[int, int]], pa.Table]:
-        """(place, row hash) of the live row of each id, and what was set aside."""
-        twice = [
-            {
-                "source": source,
-                "locator": url,
-                "stage": "import",
-                "reason": "duplicate_id",
-                "detail": f"id {row} comes more than once; the latest is kept",
-            }
-            for row, url in sorted(self.lost)
-        ]
-        quarantine = pa.concat_tables([*self.quarantined, QUARANTINE.table(twice)])
-        return {row: (place, h) for row, (_, place, h) in self.best.items()}, quarantine
-
-    def rows(self, places: set[int]) -> Iterator[pa.Table]:
-        """The staged rows at those places."""
-        start = 0
-        for path in self.parts:
-            table = pq.read_table(path, schema=self.schema.arrow)
-            mask = np.fromiter((start + i in places for i in range(table.num_rows)), np.bool_)
-            start += table.num_rows
-            yield table.filter(pa.array(mask))
-
-
-def _descending(text: str) -> str:
-    """A key under which later times sort first."""
-    return "".join(chr(0x10FFFF - ord(c)) for c in text) + "\U0010ffff"
-
-
-def _stage(run: Run, source: ImportSource, files: list[FileRef], folder: Path) -> _Staged:
-    staged = _Staged(folder)
-    left = run.sample
-    warcs: dict[str, ObjectRef] = {}
-    with tally(f"import {source.name}", "files", len(files)) as progress:
-        for file in files:
-            for chunk in read_file(file, source, source.name, now()):
-                if chunk.pages.num_rows and not staged.n_rows:
-                    staged.schema = PAGES
-                pages = staged.schema is PAGES
-                table = chunk.pages if pages else chunk.documents
-                other = chunk.documents if pages else chunk.pages
-                if other.num_rows:
-                    raise ConfigError(
-                        f"{source.name}: {file.url} and the files before it hold documents and "
-                        "responses of a web server (WARC); make them two sources"
-                    )
-                if chunk.pages.num_rows:
-                    table = _kept_warc(run.store, table, file, warcs, folder)
-                staged.add(table if left is None else table.slice(0, left))
-                left = None if left is None else max(0, left - table.num_rows)
-                staged.quarantined.append(chunk.quarantine)
-                if left == 0:
-                    break
-            progress.advance()
-            if left == 0:
-                break
-    staged.warcs = tuple(warcs.values())
-    return staged
-
-
-def _kept_warc(
-    store: Store, pages: pa.Table, file: FileRef, warcs: dict[str, ObjectRef], folder: Path
-) -> pa.Table:
-    """Pages of an imported WARC file, whose bytes become an object of ours."""
-    import fsspec
-
-    if file.url not in warcs:
-        local = folder / "imported.warc"
-        opened = fsspec.open(file.url, "rb", **OPTIONS)
-        with explained(file.url), opened as source, local.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 24)
-        extension = "warc.gz" if file.url.endswith(".gz") else "warc"
-        warcs[file.url] = store.put_local_file(local, "warc", extension)
-    name = warcs[file.url].sha256
-    at = pages.schema.get_field_index("warc")
-    return pages.set_column(at, "warc", pa.array([name] * pages.num_rows, pa.string()))

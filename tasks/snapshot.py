@@ -8,7 +8,7 @@ snapshots can be equal while their logs are not, and then their data digests are
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,7 +69,8 @@ class Ingest:
     """What an ingest found: rows new or changed, ids gone for good, and what was unreadable.
 
     `rows` hold each id once. `objects` are named in the manifest so that readers and the garbage
-    collector reach them; those of the previous snapshot stay. `summary` says what was seen,
+    collector reach them; those of the previous snapshot stay, but for those of a name in `current`,
+    which take the place of the earlier ones. `summary` says what was seen,
     such as the files' marks; `seconds` how long it took.
     """
 
@@ -79,6 +80,7 @@ class Ingest:
     quarantine: pa.Table
     objects: Mapping[str, tuple[ObjectRef, ...]]
     summary: Mapping[str, Any]
+    current: Mapping[str, tuple[ObjectRef, ...]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -207,7 +209,7 @@ def _publish(run: Run, source: str, ref: ManifestRef, seen: Ref | None) -> Manif
 def _objects(
     store: Store, previous: Manifest | None, found: Ingest, dead: list[dict[str, Any]]
 ) -> dict[str, tuple[ObjectRef, ...]]:
-    """The objects of the extended log: the dead add up, the quarantine is the latest ingest's."""
+    """The objects of the extended log: the dead add up, what is current replaces what was."""
     before = dict(previous.objects) if previous else {}
     after = {name: (*before.get(name, ()), *refs) for name, refs in found.objects.items()}
     dead_ref = store.put_table(
@@ -216,6 +218,7 @@ def _objects(
     quarantine_ref = store.put_table(found.quarantine, QUARANTINE)
     after["dead"] = (*before.get("dead", ()), *((dead_ref,) if dead_ref else ()))
     after["quarantine"] = (quarantine_ref,) if quarantine_ref else ()
+    after |= found.current
     return {name: tuple(dict.fromkeys(refs)) for name, refs in sorted({**before, **after}.items())}
 
 

@@ -107,6 +107,19 @@ QUARANTINE = _schema(
     ],
 )
 
+# What each file of an import was found to hold, record by record: `row_hash` is that of its row.
+CLAIMS = _schema(
+    "claims",
+    "file id fetched_at digest row_hash",
+    [
+        ("file", _TEXT),
+        ("id", _TEXT),
+        ("fetched_at", _TEXT),
+        ("digest", _TEXT),
+        ("row_hash", pa.binary()),
+    ],
+)
+
 # MinHash signatures of the rows a shard's filters kept.
 SIGNATURES = _schema(
     "signatures",
