@@ -37,6 +37,7 @@ name = "small"
 [store]
 root = "{root}"
 workers = {workers}
+{executor}
 shard_rows = {shard_rows}
 cache_dir = "cache"
 {sources}
@@ -333,8 +334,9 @@ class Place:
         sources: tuple[str, ...] = ("site", "notes"),
         min_words: int = 50,
         model: bool = True,
+        dask: str | None = None,
     ) -> None:
-        """Writes the config, the notes and the benchmark."""
+        """Writes the config, the notes and the benchmark; `dask` is a scheduler's address."""
         places = {
             "folder": self.folder,
             "url": server and server.url,
@@ -343,6 +345,7 @@ class Place:
         text = _CONFIG.format(
             root=self.root,
             workers=workers,
+            executor=f'executor = "dask"\ndask_address = "{dask}"' if dask else "",
             shard_rows=shard_rows,
             min_words=min_words,
             sources="".join(_SOURCES[name].format(**places) for name in sources),
