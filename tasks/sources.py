@@ -27,7 +27,7 @@ class CrawlSource(CrawlConfig):
 
 
 class ImportSource(ImportConfig):
-    """Files: JSONL, CSV, Parquet, text, Markdown, WARC or WET."""
+    """Files: JSONL, CSV, Parquet, text, Markdown, WARC, WET, mbox, MediaWiki dumps or code."""
 
     kind: Literal["import"]
     """Which kind of source this is."""

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from llm.config import Config
 
-Format = Literal["jsonl", "csv", "parquet", "text", "markdown", "warc", "wet"]
+Table = Literal["jsonl", "csv", "parquet"]
+Archive = Literal["warc", "wet", "mbox", "mediawiki", "code"]
+Format = Literal[Table, Archive, "text", "markdown"]
 
 
 class ImportConfig(Config):
@@ -16,10 +18,11 @@ class ImportConfig(Config):
 
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders and globs, at any URL fsspec knows. A folder is read recursively, without
-    names that start with `.` or `_` and without linked folders."""
+    names that start with `.` or `_` (code: `.`) and without linked folders."""
 
     format: Literal["auto"] | Format = "auto"
-    """What the files are; `auto` tells by their extension."""
+    """What the files are; `auto` tells by their extension. Folders and tar archives of source
+    code want `code`, since any other file may lie among it."""
 
     text_field: str = "text"
     """The field or column with the text, as in Hugging Face's and Dolma's corpora. In every
@@ -49,6 +52,10 @@ class ImportConfig(Config):
     slice: tuple[float, float] = (0.0, 1.0)
     """For text and Markdown files: the part of each file that is taken, as shares of its
     characters, each bound rounded down: nanoGPT trains on (0, 0.9) and validates on (0.9, 1)."""
+
+    mail_quotes: bool = False
+    """Whether an e-mail keeps what it quotes of others, and its signature. Left out by default:
+    each answer would repeat the message before it."""
 
     max_bytes_per_record: int = Field(50_000_000, ge=1)
     """A record or text file over this many bytes is set aside. A chosen limit: about ten times

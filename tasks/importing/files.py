@@ -60,7 +60,7 @@ def read_files(config: ImportConfig) -> list[FileRef]:
     for pattern in config.paths:
         try:
             with explained(pattern):
-                refs = _list(pattern)
+                refs = _list(pattern, code=config.format == "code")
         except PermissionError as error:
             raise StorageError(
                 f"{pattern}: listing was refused ({error}); check the credentials and its mode"
@@ -77,8 +77,8 @@ def read_files(config: ImportConfig) -> list[FileRef]:
     return [by_path[path] for path in sorted(by_path)]
 
 
-def _list(pattern: str) -> list[FileRef]:
-    """The files that one entry of `paths` stands for."""
+def _list(pattern: str, code: bool) -> list[FileRef]:
+    """The files that one entry of `paths` stands for; code has files such as `__init__.py`."""
     from fsspec.core import has_magic, url_to_fs
 
     fs, path = url_to_fs(pattern, **OPTIONS)
@@ -99,7 +99,7 @@ def _list(pattern: str) -> list[FileRef]:
     infos = {name: _followed(fs, name, at) for name, at in infos.items()}
     files = {name: at for name, at in infos.items() if at["type"] == "file"}
     refs = [_ref(fs, name, root, at) for name, at in files.items()]
-    refs = [ref for ref in refs if not _hidden(ref.path)]
+    refs = [ref for ref in refs if not _hidden(ref.path, (".",) if code else (".", "_"))]
     if not refs:
         raise ConfigError(f"{pattern} holds no file to read; {_nearest(fs, path)}")
     return refs
@@ -113,8 +113,8 @@ def _followed(fs: Any, name: str, info: dict[str, Any]) -> dict[str, Any]:
         return info
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/"))
+def _hidden(path: str, marks: tuple[str, ...]) -> bool:
+    return any(part.startswith(marks) for part in path.split("/"))
 
 
 def _nearest(fs: Any, path: str) -> str:

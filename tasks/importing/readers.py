@@ -7,6 +7,7 @@ after everything before the break was yielded.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import hashlib
@@ -24,6 +25,7 @@ from tasks.crawling.content import decode_body
 
 BLOCK = 1 << 20
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+BZIP2_MAGIC = b"BZh"
 # One compressed block of zstd becomes 128 KiB at most (RFC 8878, 3.1.1.2) and takes 4 bytes at
 # least, so that this much input never becomes more than 128 MiB.
 ZSTD_STEP = 4096
@@ -68,7 +70,7 @@ class Broken(Exception):
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """The content of a file, decompressed where its first bytes say gzip or Zstandard."""
+    """The content of a file, decompressed where its first bytes say gzip, bzip2 or Zstandard."""
     head = file.read(BLOCK)
     content = _all_of(head, file)
     try:
@@ -76,6 +78,8 @@ def blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield from _gunzip(content)
         elif head.startswith(ZSTD_MAGIC):
             yield from _unzstd(content)
+        elif head.startswith(BZIP2_MAGIC):
+            yield from _bunzip2(content)
         else:
             yield from content
     except zlib.error as error:
@@ -106,6 +110,24 @@ def _gunzip(content: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
     if not member.eof:
         raise Broken("truncated", "the gzip data breaks off")
+
+
+def _bunzip2(content: Iterable[bytes]) -> Iterator[bytes]:
+    """The streams of a bzip2 file one after the other, as Wikipedia's multistream dumps have."""
+    stream = bz2.BZ2Decompressor()
+    try:
+        for block in content:
+            while block or not (stream.needs_input or stream.eof):
+                if stream.eof:
+                    stream = bz2.BZ2Decompressor()
+                data = stream.decompress(block, BLOCK)
+                block = stream.unused_data if stream.eof else b""
+                if data:
+                    yield data
+    except OSError as error:
+        raise Broken("unreadable", f"damaged bzip2 data ({error})") from error
+    if not stream.eof:
+        raise Broken("truncated", "the bzip2 data breaks off")
 
 
 def _unzstd(content: Iterable[bytes]) -> Iterator[bytes]:
@@ -369,8 +391,17 @@ def _conversion(record: Any) -> Record | Reject:
     data = record.reader.read()
     if bad := _not_utf8(record.stream_pos, data):
         return bad
-    fields = {"text": data.decode(), "url": record.headers.get("WARC-Target-URI")}
+    fields = {
+        "text": data.decode(),
+        "url": record.headers.get("WARC-Target-URI"),
+        # Common Crawl names several, the likeliest first.
+        "language": _first_language(record.headers.get("WARC-Identified-Content-Language")),
+    }
     return Record(record.stream_pos, fields, _date(record))
+
+
+def _first_language(named: str | None) -> str | None:
+    return named.split(",")[0].strip() if named else None
 
 
 def _date(record: Any) -> str | None:

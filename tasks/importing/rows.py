@@ -1,6 +1,7 @@
 """Import: files at any fsspec URL to rows of documents, pages and quarantine.
 
-JSONL, CSV, Parquet, plain text, Markdown, WARC and WET; gzip and Zstandard are told by content.
+JSONL, CSV, Parquet, plain text, Markdown, WARC, WET, mbox, MediaWiki dumps and source code; gzip,
+bzip2 and Zstandard are told by content.
 A record that cannot be used is set aside with its reason, and the rest of its file goes on.
 """
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from llm.errors import StorageError
 from tasks.crawling.urls import canonical_url
-from tasks.importing import readers
+from tasks.importing import code, mbox, mediawiki, readers
 from tasks.importing.config import Format, ImportConfig
 from tasks.importing.files import OPTIONS, FileRef, explained
 from tasks.importing.readers import Broken, Page, Record, Reject
@@ -26,8 +27,9 @@ from tasks.store.schema import DOCUMENTS, PAGES, QUARANTINE
 EXTENSIONS: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text",
     ".text": "text", ".md": "markdown", ".markdown": "markdown", ".warc": "warc", ".wet": "wet",
+    ".mbox": "mbox", ".xml": "mediawiki",
 }  # fmt: skip
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2")
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 100_000
 
 
@@ -113,15 +115,23 @@ def read_file(file: FileRef, config: ImportConfig, source: str, fetched_at: str)
         yield rows.chunk()
 
 
+_FIELDS = {
+    "mbox": _Fields(id="id", meta=mbox.META),
+    "mediawiki": _Fields(id="id", language="language", meta=mediawiki.META),
+    "code": _Fields(id="id", license="license", meta=code.META),
+    "wet": _Fields(language="language"),
+}
+
+
 class _Importer:
     """Reads one file: which reader, and what its records become."""
 
     def __init__(self, file: FileRef, config: ImportConfig, source: str, date: str) -> None:
         self.file, self.config, self.source, self.date = file, config, source, date
         self.format = _format(file.path, config)
-        # What a text, Markdown or WET file holds has no field names of the user's.
-        plain = self.format in ("text", "markdown", "wet")
-        self.fields = _Fields() if plain else _Fields.of(config)
+        # Only tables and JSON have field names of the user's.
+        own = self.format in ("jsonl", "csv", "parquet", "warc")
+        self.fields = _Fields.of(config) if own else _FIELDS.get(self.format or "", _Fields())
 
     def items(self) -> Iterator[Record | Page | Reject]:
         """The file's records. Where it breaks, a last reject says so."""
@@ -156,6 +166,13 @@ class _Importer:
                 return readers.jsonl_records(readers.blocks(opened), limit)
             case "csv":
                 return readers.csv_records(readers.blocks(opened), limit, self.fields.text)
+            case "mbox":
+                quotes = self.config.mail_quotes
+                return mbox.mbox_records(readers.blocks(opened), limit, quotes)
+            case "mediawiki":
+                return mediawiki.mediawiki_records(readers.blocks(opened), limit)
+            case "code":
+                return code.code_records(opened, self.file.path, limit)
             case _:
                 return readers.text_record(readers.blocks(opened), limit)
 
