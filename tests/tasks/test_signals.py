@@ -1,22 +1,19 @@
 from __future__ import annotations
 
+import time
+
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.language import LanguageModel
-from tasks.signals import SIGNAL_NAMES, SIGNALS, AnnotateConfig, Words, annotate_shard, measure
-from tasks.store.rows import data_digest
-from tasks.store.schema import DOCUMENTS
-from tests.shared_data import shared_data
+from tasks.signals import SIGNAL_NAMES, text_signals
 
 
-def documents(texts: list[str], language: str | None = None):
-    rows: list[dict[str, object]] = [
-        {"id": f"{i}", "digest": "d", "text": text, "language": language}
-        for i, text in enumerate(texts)
-    ]
-    return DOCUMENTS.table(rows)
+def measure(text: str) -> dict[str, float]:
+    found = text_signals(pa.array([text], pa.large_string()))
+    return {name: column[0].as_py() for name, column in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -29,8 +26,9 @@ def documents(texts: list[str], language: str | None = None):
     ],
 )
 def test_words_are_runs_of_non_space_and_single_characters_where_no_spaces_are_used(text, words):
-    found = Words.of(text)
-    assert [found.vocabulary[i] for i in found.ids] == words
+    found = measure(text)
+    assert found["word_count"] == len(words)
+    assert found["mean_word_length"] == round(sum(map(len, words)) / len(words), 6)
 
 
 # Gopher, Rae et al. 2021, A.1.1
@@ -58,6 +56,8 @@ def test_bullets_and_ellipses_are_counted_over_lines_that_hold_something():
 def test_different_stop_words_count_once_each_in_any_case_and_beside_marks():
     assert measure('The the THE, (of) "and" other')["stop_word_count"] == 3
     assert measure("le la les")["stop_word_count"] == 0
+    # U+746F has the bytes of "to" in its number.
+    assert measure("\u746f thethe t\u200bo")["stop_word_count"] == 0
 
 
 def test_the_share_of_scripts_without_spaces_is_of_words():
@@ -78,6 +78,19 @@ def test_paragraphs_are_parted_by_blank_lines():
     found = measure("ab\ncd\n\nab\ncd\n\n\nef")
     assert found["duplicate_paragraph_share"] == round(1 / 3, 6)
     assert found["duplicate_paragraph_char_share"] == round(5 / 17, 6)
+
+
+@pytest.mark.parametrize(
+    "before, after", [("", ""), ("\n", "\n"), ("\n\n\n", "\n\n"), (" \n\n", "\n ")]
+)
+def test_line_breaks_around_a_text_are_of_no_paragraph(before, after):
+    found = measure(f"{before}ab\n\n \n\nab{after}")
+    assert found["duplicate_paragraph_share"] == (0.5 if after != "\n " else 0)
+
+
+@pytest.mark.parametrize("text, share", [("ab\n\nab\n \nab", 0), ("ab\n \n\nab\n ", 0.5)])
+def test_a_line_of_white_space_parts_no_paragraphs(text, share):
+    assert measure(text)["duplicate_paragraph_share"] == share
 
 
 def test_the_top_ngram_covers_its_occurrences_with_their_spaces():
@@ -118,14 +131,16 @@ def gopher_duplicate_share(text: str, n: int) -> float:
         else:
             seen.add(gram)
             i += 1
-    return round(chars / len(text), 6)
+    return float(np.round(chars / len(text), 6))
 
 
 def gopher_top_share(text: str, n: int) -> float:
     words = text.split()
     grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
     top = max(grams, key=lambda gram: (grams.count(gram), -grams.index(gram)), default="")
-    return round(len(top) * grams.count(top) / len(text), 6) if grams.count(top) > 1 else 0.0
+    if grams.count(top) < 2:
+        return 0.0
+    return float(np.round(len(top) * grams.count(top) / len(text), 6))
 
 
 @settings(max_examples=150, deadline=None)
@@ -159,6 +174,25 @@ def test_javascript_and_policy_lines_are_told_apart():
     found = measure("Please enable JavaScript now\nOur Privacy Policy is here\na b c\nd e f")
     assert found["javascript_line_share"] == 0.25
     assert found["policy_line_share"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "line, is_policy",
+    [
+        ("our Terms of Use apply", True),
+        ("the cookie policy", True),
+        ("this site USES COOKIES.", True),
+        ("the use of cookies", True),
+        ("we reuse cookies", True),
+        ("terms of\nuse", False),
+        ("use  cookies", False),
+        ("privacypolicy", False),
+        ("use cookie", False),
+        ("kies, we use coo", False),
+    ],
+)
+def test_policies_are_told_by_their_phrases_within_a_line(line, is_policy):
+    assert bool(measure(line)["policy_line_share"]) == is_policy
 
 
 def test_lorem_ipsum_and_curly_brackets_are_counted():
@@ -216,34 +250,6 @@ def test_shares_lie_between_0_and_1_and_have_6_decimals(text):
     "text", ["'" * 200_000 + "x", "." * 200_000 + "x", "\"'.)" * 50_000, "{" * 200_000]
 )
 def test_long_runs_of_marks_take_no_long_time(text):
-    import time
-
     start = time.process_time()
     measure(text)
     assert time.process_time() - start < 2
-
-
-def test_one_row_of_signals_per_document_in_order():
-    texts = [f"This is document number {i}." for i in range(300)]
-    found = annotate_shard(documents(texts, "en"), AnnotateConfig(), None, None)
-    assert found.schema == SIGNALS.arrow
-    assert found["id"].to_pylist() == [f"{i}" for i in range(300)]
-    assert set(found["language_from"].to_pylist()) == {"page"}
-    assert found["language_score"].null_count == found["quality"].null_count == 300
-    assert data_digest(found, SIGNALS) == data_digest(found.take(list(range(299, -1, -1))), SIGNALS)
-
-
-def test_without_model_and_page_language_there_is_none():
-    found = annotate_shard(documents(["some text"]), AnnotateConfig(), None, None).to_pylist()[0]
-    assert (found["language"], found["language_from"]) == (None, "none")
-    assert annotate_shard(DOCUMENTS.empty(), AnnotateConfig(), None, None) == SIGNALS.empty()
-
-
-def test_the_model_outranks_the_page_and_a_classifier_scores_its_label():
-    model = LanguageModel(shared_data("models/lid.176.ftz").read_bytes())
-    texts = ["Ceci est une phrase en français.", " "]
-    config = AnnotateConfig(quality_label="fr")
-    rows = annotate_shard(documents(texts, "en"), config, model, model).to_pylist()
-    assert [row["language"] for row in rows] == ["fr", None]
-    assert [row["language_from"] for row in rows] == ["model", "none"]
-    assert rows[0]["language_score"] == rows[0]["quality"] > 0.9
