@@ -135,7 +135,7 @@ def _corpus_parts(told: Told, labelled: Manifest) -> dict[str, Any]:
     matched, decided = told.find("matches"), told.find("decontaminate")
     if matched is not None and decided is not None:
         parts["benchmarks"], parts["contaminations"], parts["n_contaminations"] = (
-            report_corpus.contamination_part(store, told.name, matched, decided)
+            report_corpus.contamination_part(store, matched, decided)
         )
     dataset = told.find("dataset")
     if dataset is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.decontaminate import HELDOUT, LEDGER, load_benchmark
+from tasks.benchmarks import HELDOUT
+from tasks.decontaminate import LEDGER
 from tasks.inspecting import (
     MEASURED_BYTES,
     SNAPSHOT_STAGES,
@@ -23,6 +25,7 @@ from tasks.inspecting import (
     quarantined,
     urls_of,
 )
+from tasks.leaks import benchmark_counts
 from tasks.report_page import (
     Benchmark,
     Contamination,
@@ -37,7 +40,6 @@ from tasks.report_page import (
 )
 from tasks.signals import SIGNALS
 from tasks.store.corpus import Corpus, live_rows
-from tasks.store.pins import Pin, find_pin
 from tasks.store.records import Manifest
 from tasks.store.schema import FINDINGS
 from tasks.store.store import Store
@@ -121,7 +123,7 @@ def pii_part(store: Store, corpus: Corpus) -> tuple[PiiCount, ...]:
 
 
 def contamination_part(
-    store: Store, name: str, matched: Manifest, decided: Manifest
+    store: Store, matched: Manifest, decided: Manifest
 ) -> tuple[tuple[Benchmark, ...], tuple[Contamination, ...], int]:
     """Each benchmark and the held-out set with what they condemned, the ledger's first rows, and
     how many it has."""
@@ -131,22 +133,14 @@ def contamination_part(
         for row in store.read_table(ref, LEDGER).to_pylist()
     ]
     ledger.sort(key=lambda row: (row["benchmark"] == HELDOUT, row["benchmark"], row["id"]))
-    benchmarks = []
-    for benchmark, items in _sizes_of_benchmarks(store, name, matched).items():
-        rows = [row for row in ledger if row["benchmark"] == benchmark]
-        # An item is "line.field", with ".position" inside a list; a held-out one is an id.
-        benchmarks.append(
-            Benchmark(
-                name=HELDOUT_SET if benchmark == HELDOUT else benchmark,
-                items=items,
-                items_found=len({row["item"].split(".")[0] for row in rows}),
-                documents_dropped=len({row["id"] for row in rows}),
-            )
-        )
     shown = ledger[:LEDGER_ROWS]
     urls = urls_of(store, decided, sorted({row["id"] for row in shown}))
     found = tuple(_contamination(row, urls.get(row["id"])) for row in shown)
-    return tuple(benchmarks), found, len(ledger)
+    benchmarks = tuple(
+        Benchmark(**asdict(count) | ({"name": HELDOUT_SET} if count.name == HELDOUT else {}))
+        for count in benchmark_counts([matched, decided])
+    )
+    return benchmarks, found, len(ledger)
 
 
 def _contamination(row: dict[str, Any], url: str | None) -> Contamination:
@@ -160,26 +154,6 @@ def _contamination(row: dict[str, Any], url: str | None) -> Contamination:
         n_ngrams=row["matched"],
         overlap=row["overlap"],
     )
-
-
-def _sizes_of_benchmarks(store: Store, name: str, matched: Manifest) -> dict[str, int | None]:
-    """How many items each has that the corpus was matched against; None where it is let go of."""
-    pinned: dict[str, str] = matched.payload["pins"]
-
-    def pin(pin_name: str) -> Pin | None:
-        found = find_pin(store, name, pin_name)
-        return found if found and found.object.sha256 == pinned[pin_name] else None
-
-    sizes: dict[str, int | None] = {}
-    for benchmark, fields in sorted(matched.payload["config"]["fields"].items()):
-        found = pin(f"benchmark-{benchmark}")
-        sizes[benchmark] = None
-        if found is not None:
-            loaded = load_benchmark(store.read_bytes(found.object), benchmark, fields)
-            sizes[benchmark] = len({item.split(".")[0] for item, _ in loaded.passages})
-    held = pin("heldout")
-    sizes[HELDOUT] = held.object.rows if held else None
-    return sizes
 
 
 def sources_part(store: Store, corpus: Corpus) -> tuple[SourceCount, ...]:

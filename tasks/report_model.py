@@ -69,14 +69,40 @@ def tokenizer_part(store: Store, dataset: Manifest) -> tuple[tuple[Fact, ...], t
     ref = dataset.object("tokenizer")
     body = store.read_bytes(ref)
     tokenizer = Tokenizer.from_bytes(body)
-    byte_level = (json.loads(body).get("decoder") or {}).get("type") == "ByteLevel"
     facts = (
-        Fact(name="kind", value="byte-level BPE" if byte_level else "characters"),
+        Fact(name="kind", value=_kind(json.loads(body))),
         Fact(name="vocabulary", value=tokenizer.vocab_size),
         Fact(name="reserved tokens", value=len(tokenizer.special_ids)),
         Fact(name="sha256", value=ref.sha256[:12]),
+        *_fertility(dataset.summary["fertility"]),
     )
     return facts, tuple(name for name in tokenizer.special_ids if not name.startswith(SPARE))
+
+
+def _kind(file: Mapping[str, Any]) -> str:
+    """What the tokenizer of a tokenizer.json is."""
+    model = file["model"]
+    if model["type"] == "BPE" and not model["merges"]:
+        return "characters"
+    byte_level = (file.get("decoder") or {}).get("type") == "ByteLevel"
+    return f"byte-level {model['type']}" if byte_level else str(model["type"])
+
+
+def _fertility(counts: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """How many tokens a word of the held-out set takes, and how many bytes a token holds; and the
+    same of the tokenizer compared with."""
+    facts = []
+    compared = counts.get("compared")
+    told = [("", counts["tokens"])]
+    told += [(f", {compared['path'].rpartition('/')[2]}", compared["tokens"])] if compared else []
+    for whose, tokens in told:
+        if tokens and counts["words"]:
+            per_word, per_token = tokens / counts["words"], counts["text_bytes"] / tokens
+            facts += [
+                Fact(name=f"held-out tokens per word{whose}", value=round(per_word, 3)),
+                Fact(name=f"held-out bytes per token{whose}", value=round(per_token, 3)),
+            ]
+    return tuple(facts)
 
 
 def model_part(trained: Manifest) -> dict[str, tuple[Fact, ...]]:

@@ -80,11 +80,13 @@ class PiiCount(Config):
 
 
 class Benchmark(Config):
-    """What of a benchmark condemned documents. `items` is None where its file is gone."""
+    """What of a benchmark stands in the corpus at all (`items_matched`), and what condemned a
+    document (`items_leaked`)."""
 
     name: str
-    items: int | None
-    items_found: int
+    items: int
+    items_matched: int
+    items_leaked: int
     documents_dropped: int
 
 

@@ -16,20 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import ConfigError, DataError
-from tasks.decontaminate import (
-    LEDGER,
-    MATCHES,
-    Benchmark,
-    BenchmarkConfig,
-    DecontaminateConfig,
-    build_table,
-    decide,
-    load_benchmark,
-    match_shard,
-)
-from tasks.dedup import words
+from tasks.benchmarks import Benchmark, BenchmarkConfig, DecontaminateConfig, load_benchmark
+from tasks.decontaminate import LEDGER, decide
+from tasks.kernels.words import words
+from tasks.matches import MATCHES, build_table, match_shard
 from tasks.store.rows import document_id, text_digest
 from tasks.store.schema import DROPS
+from tests.leaks import QUESTIONS, VARIANTS, plant, read_benchmark
 from tests.shared_data import shared_data
 
 CONFIG = DecontaminateConfig()
@@ -78,47 +71,23 @@ def numbered(start: int, count: int) -> str:
     return " ".join(f"w{number}" for number in range(start, start + count))
 
 
-VARIANTS = {
-    "verbatim": str,
-    "upper case": str.upper,
-    "without punctuation": lambda text: "".join(
-        c if c.isalnum() or c.isspace() else " " for c in text
-    ),
-    "other punctuation": lambda text: text.replace(" ", " — ").replace(".", "…"),
-    "decomposed": lambda text: unicodedata.normalize("NFD", text),
-    "full width": lambda text: "".join(
-        chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text
-    ),
-    "broken lines": lambda text: "\n\n".join(text.split(" ")),
-    "soft hyphens": lambda text: text.replace("e", "e\u00ad"),
-}
-
-
 def test_verbatim_leaks_of_real_benchmarks_are_found_whatever_their_case_and_typography():
-    benchmarks = [
-        real("gsm8k-test", "question", "answer"),
-        real("HumanEval", "prompt", "canonical_solution"),
-        real("mmlu-redux", "question"),
-    ]
-    table = build_table(benchmarks, None, CONFIG)
-    rng = random.Random(11)
-    hosts, texts, planted = speeches(), {}, {}
-    for source in benchmarks:
-        sizeable = [p for p in source.passages if len(words(p[1])) >= CONFIG.min_short_words]
-        for n, (item, text) in enumerate(rng.sample(sizeable, min(240, len(sizeable)))):
-            variant = list(VARIANTS)[n % len(VARIANTS)]
-            host = hosts[len(texts) % len(hosts)].split()
-            at = rng.randrange(len(host))
-            id = document_id("planted", f"{source.name} {item}")
-            pieces = (" ".join(host[:at]), VARIANTS[variant](text), " ".join(host[at:]))
-            texts[id] = "\n".join(pieces)
-            planted[id] = (source.name, item, variant)
-    matches = match_shard(documents(texts), table, CONFIG)
+    benchmarks = [read_benchmark(shared_data(f"eval/{name}.jsonl.gz")) for name in QUESTIONS]
+    planted = plant(benchmarks, speeches(), 200, CONFIG.min_short_words)
+    texts = {document_id("planted", str(n)): one.text for n, one in enumerate(planted)}
+    matches = match_shard(documents(texts), build_table(benchmarks, None, CONFIG), CONFIG)
     drops, ledger = decide([matches], CONFIG)
     found = {(row["id"], row["benchmark"], row["item"]) for row in ledger.to_pylist()}
-    missed = [its for id, its in planted.items() if (id, *its[:2]) not in found]
-    assert 1 - len(missed) / len(planted) >= 0.99, missed  # TARGETS.md
-    assert set(drops["id"].to_pylist()) == set(planted)
+    for variant in VARIANTS:
+        its = [
+            (id, one.benchmark, one.item)
+            for id, one in zip(texts, planted, strict=True)
+            if one.variant == variant
+        ]
+        assert len(its) >= 60
+        missed = [one for one in its if one not in found]
+        assert 1 - len(missed) / len(its) >= 0.99, (variant, missed)  # TARGETS.md
+    assert set(drops["id"].to_pylist()) == set(texts)
     assert (drops.schema, ledger.schema) == (DROPS.arrow, LEDGER.arrow)
     assert matches.schema == MATCHES.arrow
 
@@ -278,7 +247,7 @@ def test_matches_do_not_depend_on_how_many_documents_are_looked_up_together(monk
     table = build_table([benchmark(numbered(0, 300), numbered(100, 9))], heldout, CONFIG)
     matches = match_shard(documents(texts), table, CONFIG)
     assert len(matches) > 20
-    monkeypatch.setattr("tasks.decontaminate._BATCH_CHARACTERS", 700)
+    monkeypatch.setattr("tasks.matches._BATCH_BYTES", 700)
     assert match_shard(documents(texts), table, CONFIG).equals(matches)
 
 
@@ -400,6 +369,14 @@ def test_rows_of_a_benchmark_that_do_not_parse_are_set_aside_with_their_reasons(
         assert [row.line for row in exam.rejected] == [1, 2, 4, 5, 6]
         assert exam.rejected[1].reason == "found list, expected an object"
         assert exam.rejected[2].reason == "found int in q, expected text or a list of text"
+
+
+def test_a_decomposed_benchmark_is_found_in_a_composed_corpus():
+    question = "Où est né le père de l’élève qui a gagné la médaille à Besançon en été"
+    row = {"q": unicodedata.normalize("NFD", question)}
+    exam = load_benchmark(json.dumps(row).encode(), "exam", ["q"])
+    drops, _ = decontaminate({"a": f"Dites : « {question.upper()} ? »"}, [exam])
+    assert list(drops) == ["a"]
 
 
 def test_a_benchmark_that_cannot_be_used_says_why():

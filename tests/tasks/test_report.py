@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,9 +17,8 @@ from tasks.registry import ModelVersion
 from tasks.report import Told, assemble, write_report
 from tasks.report_corpus import contamination_part, funnel_part, sources_part
 from tasks.report_model import evaluation_part, registration_part, samples_part, tokens_part
-from tasks.split import HELDOUT
 from tasks.store.corpus import open_corpus
-from tasks.store.records import Manifest, ObjectRef
+from tasks.store.records import Manifest
 from tasks.store.rows import document_id
 from tasks.store.run import Run, Visit
 from tasks.store.schema import DATASET
@@ -39,10 +38,6 @@ def manifest(**fields: object) -> Manifest:
         "rows_out": 0, "drops": {}, "data_digest": "", "receipts": None,
     }  # fmt: skip
     return Manifest(**{**empty, **fields})  # type: ignore[arg-type]
-
-
-def pin(store: Store, name: str, ref: ObjectRef) -> None:
-    store.move_ref("pin", f"main/{name}", {"object": asdict(ref), "config": {}}, None)
 
 
 def test_the_start_of_the_funnel_is_all_sources_together(run: Run) -> None:
@@ -66,7 +61,7 @@ def test_sources_count_live_documents_and_bytes_and_name_their_licenses(run: Run
     assert web.licenses == ()
 
 
-def test_contamination_counts_items_and_documents_once(run: Run) -> None:
+def test_contamination_tells_each_benchmark_and_what_matched_what(run: Run) -> None:
     store = run.store
     grown = chain.grow(run, {"web": {"a": "one text", "b": "another text"}})
     a, b = document_id("web", "a"), document_id("web", "b")
@@ -78,29 +73,26 @@ def test_contamination_counts_items_and_documents_once(run: Run) -> None:
     ]
     rows = [{**row, "reason": "contaminated", "matched": 3, "start": 0, "end": 9} for row in ledger]
     ref = store.put_table(LEDGER.table(rows), LEDGER)
-    quiz = store.put_bytes(
-        b"\n".join(json.dumps({"question": f"q{n}", "answer": f"a{n}"}).encode() for n in range(5)),
-        "benchmark",
-        "jsonl",
-    )
-    held = store.put_table(HELDOUT.table([{"id": a}, {"id": b}]), HELDOUT)
     assert ref is not None
-    assert held is not None
-    pin(store, "benchmark-quiz", quiz)
-    pin(store, "heldout", held)
     matched = manifest(
-        payload={
-            "pins": {"benchmark-quiz": quiz.sha256, "heldout": held.sha256, "benchmark-old": "0"},
-            "config": {"fields": {"quiz": ["question", "answer"], "old": ["text"]}},
-        }
+        stage="matches",
+        summary={
+            "benchmarks": {"quiz": {"items": 5}, "heldout": {"items": 2}, "old": {"items": 3}}
+        },
     )
-    benchmarks, found, n_found = contamination_part(
-        store, "main", matched, replace(grown, objects={"ledger": (ref,)})
+    found_of = {"items_matched": 3, "items_leaked": 2, "documents_dropped": 2}
+    held_of = {"items_matched": 1, "items_leaked": 1, "documents_dropped": 1}
+    decided = replace(
+        grown,
+        stage="decontaminate",
+        objects={"ledger": (ref,)},
+        summary={"benchmarks": {"quiz": found_of, "heldout": held_of}},
     )
-    assert [(b.name, b.items, b.items_found, b.documents_dropped) for b in benchmarks] == [
-        ("old", None, 0, 0),
-        ("quiz", 5, 2, 2),
-        ("held-out set", 2, 1, 1),
+    benchmarks, found, n_found = contamination_part(store, matched, decided)
+    assert [tuple(b.model_dump().values()) for b in benchmarks] == [
+        ("old", 3, 0, 0, 0),
+        ("quiz", 5, 3, 2, 2),
+        ("held-out set", 2, 1, 1, 1),
     ]
     assert n_found == len(ledger)
     assert sorted((row.benchmark, row.item) for row in found) == [

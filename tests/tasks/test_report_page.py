@@ -72,7 +72,15 @@ FULL = {
         }
     ],
     "pii": [{"type": "EMAIL_ADDRESS", "findings": 4, "documents": 2}],
-    "benchmarks": [{"name": "gsm8k", "items": 10, "items_found": 1, "documents_dropped": 1}],
+    "benchmarks": [
+        {
+            "name": "gsm8k",
+            "items": 10,
+            "items_matched": 2,
+            "items_leaked": 1,
+            "documents_dropped": 1,
+        }
+    ],
     "contaminations": [
         {
             "benchmark": "gsm8k",
@@ -248,7 +256,15 @@ def test_zeros_do_not_break_a_report():
         "title": "t",
         "run": "r",
         "funnel": [{"stage": "crawl", "rows_in": 0, "rows_out": 0, "dropped": 0, "share": 0}],
-        "benchmarks": [{"name": "b", "items": 0, "items_found": 0, "documents_dropped": 0}],
+        "benchmarks": [
+            {
+                "name": "b",
+                "items": 0,
+                "items_matched": 0,
+                "items_leaked": 0,
+                "documents_dropped": 0,
+            }
+        ],
         "evaluation": [{"split": "s", "name": "gzip", "bits_per_byte": 0.0}],
         "languages": [{"language": "en", "documents": 0}],
         "pii": [{"type": "t", "findings": 0, "documents": 0}],
