@@ -18,7 +18,7 @@ def grow_model(run: Run, config: PipelineConfig, corpus: Manifest) -> Registered
     if config.model is None:
         raise ConfigError("the config has no [model]: add its shape to train one")
     tokens = tokenise(run, corpus, config.tokenizer)
-    data = publish(run, dataset(run, tokens), "dataset")
+    data = publish(run, dataset(run, tokens, config.tokenizer), "dataset")
     trained = train(run, data, config.model, config.train)
     evaluated = evaluate(run, trained, data, config.evaluate)
     exported = export(run, trained)

@@ -349,7 +349,9 @@ def list_urls(prefix: str) -> list[str]:
                 found = _s3_here().find(prefix.rstrip("/") + "/")
             except FileNotFoundError:
                 return []
-            return sorted("s3://" + key for key in found)
+            # Some servers list a folder whose files are gone as a file of its own.
+            urls = ("s3://" + key for key in found)
+            return sorted(url for url in urls if url != prefix.rstrip("/"))
         root = local_path(prefix)
         return sorted(
             absolute_url(str(path))

@@ -1,53 +1,51 @@
 """Tokenizers: trained here or brought from outside, always held as one `tokenizer.json`.
 
-- Two kinds are trained: byte-level BPE, and single characters.
-- Training depends on the texts alone: not on their order, the run or the number of threads.
+- Four kinds are trained: byte-level BPE, byte-level Unigram and WordPiece, and single characters.
+- Training depends on the texts alone: not on their order, the run or the number of threads. Only
+  Unigram's does, so that the file it gives is held and never made again.
 - Reserved tokens have the first ids and are out of reach of text: a page that spells
   `<|endoftext|>` gets the tokens of its letters, so no document can forge a boundary.
-- The same file loads in transformers, vLLM and llama.cpp.
+- The same file loads in transformers; that of byte-level BPE also in vLLM and llama.cpp.
+- Text is encoded by tiktoken where it provably gives the same ids (`llm.bpe_fast`), and else by
+  the library that the file is of.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from llm.bpe_fast import WORD_PATTERN, FastBpe, fast_bpe
 from llm.config_tokenizer import END_OF_TEXT, UNKNOWN, TokenizerConfig
 from llm.errors import ConfigError, DataError
 
-# Where BPE may not merge across: contractions, words with the sign before them, up to three
-# digits, runs of signs, line breaks, spaces. This is Llama 3's pattern (itself GPT-4's
-# cl100k_base), verbatim, because serving stacks recognise it.
-WORD_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Bytes of a word, above which WordPiece does not try.
+LONGEST_WORD = 1000
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
-    """Learns a tokenizer from `texts` and returns its `tokenizer.json`: equal texts, equal bytes.
+    """Learns a tokenizer from `texts` and returns its `tokenizer.json`: equal texts, equal bytes,
+    but for `unigram`.
 
     Raises ConfigError when there are more characters than `vocab_size` holds.
     """
-    train = {"bpe": _train_bpe, "characters": _train_characters}[config.kind]
+    train = {
+        "bpe": _train_bpe,
+        "unigram": _train_unigram,
+        "wordpiece": _train_wordpiece,
+        "characters": _train_characters,
+    }[config.kind]
     return train(texts, config).to_str(pretty=False).encode()
 
 
 def _train_bpe(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
@@ -56,6 +54,53 @@ def _train_bpe(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Toke
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    """A unigram language model of pieces (Kudo 2018) over the bytes that BPE works on, instead of
+    characters: there is no text that it cannot spell. The library's trainer gives another file
+    each time, with one thread too."""
+    tokenizer = _byte_level(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(config.reserved_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    """The longest piece first (Wu et al. 2016), over bytes, and without the `##` before what
+    continues a word, so that all bytes are pieces everywhere: any text comes back, but for words
+    of over 1,000 bytes, which are unknown. (Longest first takes time with the square of a word's
+    length; the library's own limit of 100 would lose many a sentence written without spaces.)"""
+    model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD)
+    tokenizer = _byte_level(model)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[*config.reserved_tokens, UNKNOWN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        continuing_subword_prefix="",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    """An untrained tokenizer whose pieces are of the bytes of words."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -118,19 +163,37 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: i for i, token in sorted(added.items()) if token.special}
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of what the tokenizer cannot spell, where there is such a thing."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        if model["type"] == "Unigram":
+            number: int | None = model["unk_id"]
+            return number
+        return self._tokenizer.token_to_id(model["unk_token"]) if model["unk_token"] else None
+
+    @cached_property
+    def fast(self) -> FastBpe | None:
+        """tiktoken's encoder of the same ids, where there is one."""
+        return fast_bpe(self._tokenizer)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """The token ids of each text as uint32, without any special token.
 
         Raises DataError when a text is not valid Unicode (it holds a lone surrogate).
         """
-        try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError as error:  # All the library says of a lone surrogate.
-            raise DataError(
-                f"text {_first_broken(texts)} of {len(texts)} is not valid Unicode: it holds half "
-                "of a surrogate pair; decode its source as UTF-8 with errors replaced"
-            ) from error
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        _check_unicode(texts)
+        if self.fast is None:
+            return list(self._encode(texts))
+        encoded = [self.fast.encode(text) for text in texts]
+        others = self._encode(
+            [text for text, ids in zip(texts, encoded, strict=True) if ids is None]
+        )
+        return [next(others) if ids is None else ids for ids in encoded]
+
+    def _encode(self, texts: Sequence[str]) -> Iterator[npt.NDArray[np.uint32]]:
+        for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield np.array(encoding.ids, dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens appear by name, broken UTF-8 as U+FFFD."""
@@ -155,7 +218,12 @@ class Tokenizer:
         return sizes
 
 
-def _first_broken(texts: Sequence[str]) -> int | None:
-    """The index of the first text that cannot be written as UTF-8."""
-    surrogate = re.compile("[\ud800-\udfff]")
-    return next((i for i, text in enumerate(texts) if surrogate.search(text)), None)
+def _check_unicode(texts: Sequence[str]) -> None:
+    for place, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {place} of {len(texts)} is not valid Unicode: it holds half of a surrogate "
+                "pair; decode its source as UTF-8 with errors replaced"
+            ) from error

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm.config_tokenizer import TokenizerConfig
 from llm.errors import DataError
@@ -26,36 +26,91 @@ from tasks.store.pins import Pin, find_pin, hold
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
-from tasks.store.schema import DATASET, DOCUMENTS, LABELS, TOKENS
+from tasks.store.schema import DATASET, LABELS, TOKENS
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
+from tasks.takedown import REASON as TAKEN_DOWN
+from tasks.takedown import Takedowns, read_list
 
 if TYPE_CHECKING:
     from llm.tokenizer import Tokenizer
 
-STAGE = Stage("tokenise", 1, ("tokenizers",))
-DATASET_STAGE = Stage("dataset", 1)
+STAGE = Stage("tokenise", 1, ("tiktoken", "tokenizers"))
+DATASET_STAGE = Stage("dataset", 2)
+
+# Text encoded in one go: enough for the libraries to be at work, little enough for what they keep
+# of each text not to count.
+BATCH_BYTES = 4_000_000
 
 
 class TokeniseConfig(TokenizerConfig):
-    """The tokenizer of a pipeline, and how much text it learns from."""
+    """The tokenizer of a pipeline: how much text it learns from, or where it is taken from."""
 
     train_bytes: int = Field(256_000_000, gt=0)
     """Most UTF-8 bytes of training text the tokenizer learns from, taken in the order of ids,
     which are hashes: a uniform sample."""
 
+    path: str | None = None
+    """A tokenizer from outside, held by its content instead of learning one: a `tokenizer.json`,
+    a SentencePiece model (`x.model`), or GPT-2's `merges.txt` with `vocab.json` beside it."""
+
+    end_of_text: str | None = None
+    """The special token of the tokenizer at `path` that ends a document; by default
+    `<|endoftext|>`, or `</s>` where there is none, as in SentencePiece's models."""
+
+    compare: str | None = None
+    """A tokenizer, as in `path`, whose tokens per word on the held-out set the report shows beside
+    this pipeline's. It decides nothing."""
+
+    @model_validator(mode="after")
+    def _learnt_or_given(self) -> Self:
+        if self.path is None and self.end_of_text is not None:
+            raise ValueError("end_of_text names a token of the tokenizer at `path`: give that too")
+        fields = type(self).model_fields
+        trained = (*TokenizerConfig.model_fields, "train_bytes")
+        odd = [name for name in trained if getattr(self, name) != fields[name].default]
+        if self.path is not None and odd:
+            raise ValueError(f"{', '.join(odd)} and path: a tokenizer from outside is not trained")
+        return self
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The settings that decide which tokenizer it is."""
+        if self.path is not None:
+            return self.model_dump(include={"path", "end_of_text"})
+        return self.model_dump(exclude={"path", "end_of_text", "compare"})
+
 
 def learn_tokenizer(run: Run, corpus: Manifest, config: TokeniseConfig) -> Pin:
-    """The pipeline's tokenizer: trained on the corpus's training documents once, then pinned."""
+    """The pipeline's tokenizer, pinned: trained on the corpus's training documents, or imported.
+
+    Made once: a file from outside is not looked at again.
+    """
 
     def make() -> ObjectRef:
         from llm.tokenizer import train_tokenizer
 
+        if config.path is not None:
+            return _imported(run, config.path, config.end_of_text)
         run.say("tokenizer: learning one from the corpus")
         body = train_tokenizer(_training_texts(run.store, corpus, config.train_bytes), config)
         return run.store.put_bytes(body, "tokenizer", "json")
 
-    return hold(run, "tokenizer", config.model_dump(), make)
+    return hold(run, "tokenizer", config.origin, make)
+
+
+def hold_compared(run: Run, config: TokeniseConfig) -> Pin | None:
+    """The tokenizer that `compare` names, pinned."""
+    path = config.compare
+    if path is None:
+        return None
+    return hold(run, "compared-tokenizer", {"path": path}, lambda: _imported(run, path, None))
+
+
+def _imported(run: Run, path: str, end_of_text: str | None) -> ObjectRef:
+    from llm.tokenizer_import import import_tokenizer
+
+    return run.store.put_bytes(import_tokenizer(path, end_of_text), "tokenizer", "json")
 
 
 def _training_texts(store: Store, corpus: Manifest, most_bytes: int) -> Iterator[str]:
@@ -96,20 +151,36 @@ def _tokenizer(store: Store, ref: ObjectRef) -> Tokenizer:
 
 def tokens_of(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     """TOKENS of documents (columns id, text), row by row."""
-    texts = documents.column("text").to_pylist()
-    encoded = tokenizer.encode_batch(texts)
-    lengths = np.fromiter((len(ids) for ids in encoded), np.int64, len(encoded))
-    flat = np.concatenate([np.empty(0, np.uint32), *encoded]).astype(np.uint32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    sizes = pc.binary_length(documents.column("text")).to_numpy().astype(np.int64)
+    flat, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
+    digests: list[str] = []
+    for batch in _batches(documents.column("text"), sizes):
+        encoded = tokenizer.encode_batch(batch.to_pylist())
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        digests += [
+            xxhash.xxh3_128_hexdigest(ids.astype("<u4", copy=False).data) for ids in encoded
+        ]
+        flat.append(np.concatenate(encoded).astype(dtype))
+    length = np.concatenate(lengths)
+    offsets = np.concatenate([[0], np.cumsum(length)])
     columns = {
         "id": documents.column("id"),
-        "digest": [xxhash.xxh3_128_hexdigest(ids.astype("<u4").tobytes()) for ids in encoded],
-        "length": pa.array(lengths),
-        "n_bytes": pa.array([len(text.encode()) for text in texts], pa.int64()),
-        "tokens": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(dtype))),
+        "digest": pa.array(digests, pa.string()),
+        "length": pa.array(length),
+        "n_bytes": pa.array(sizes),
+        "tokens": pa.LargeListArray.from_arrays(offsets, np.concatenate(flat)),
     }
     return pa.table(columns)
+
+
+def _batches(texts: pa.ChunkedArray, sizes: np.ndarray) -> Iterator[pa.ChunkedArray]:
+    """The texts in order, some `BATCH_BYTES` at a time."""
+    ends = np.flatnonzero(np.diff(np.cumsum(sizes) // BATCH_BYTES, append=-1)) + 1
+    start = 0
+    for end in ends.tolist():
+        yield texts.slice(start, end - start)
+        start = end
 
 
 def tokenise_work(store: Store, shard: Shard, tokenizer: ObjectRef) -> Outcome:
@@ -134,38 +205,52 @@ def tokenise(run: Run, corpus: Manifest, config: TokeniseConfig) -> Manifest:
     )
 
 
-def dataset_request(tokens: Manifest, heldout: Pin) -> Request:
-    """What decides the dataset: the live tokens and the pinned held-out set."""
-    return Request(DATASET_STAGE, {}, {"corpus": tokens}, {"heldout": heldout.object.sha256})
+def dataset_request(
+    tokens: Manifest, heldout: Pin, taken: Takedowns, compared: Pin | None = None
+) -> Request:
+    """What decides the dataset and its figures: the live tokens, the pinned held-out set, what of
+    both has been taken down since, and the tokenizer compared with."""
+    pins = {"heldout": heldout.object.sha256, **taken.pins}
+    if compared is not None:
+        pins["compared-tokenizer"] = compared.object.sha256
+    return Request(DATASET_STAGE, {}, {"corpus": tokens}, pins)
 
 
 @as_task("dataset")
-def dataset(run: Run, tokens: Manifest) -> Manifest:
-    """Which token rows are trained, validated and tested on, as one table sorted by id."""
+def dataset(run: Run, tokens: Manifest, config: TokeniseConfig = TokeniseConfig()) -> Manifest:
+    """Which token rows are trained, validated and tested on, as one table sorted by id.
+
+    Of `config` only `compare` counts.
+    """
     store = run.store
     heldout = find_pin(store, run.name, "heldout")
     if heldout is None:
         raise DataError("there is no held-out set; `loam run` makes one with the corpus")
-    request = dataset_request(tokens, heldout)
+    taken = read_list(store)
+    compared = hold_compared(run, config)
+    request = dataset_request(tokens, heldout, taken, compared)
     if done := reuse(run, request):
         return done
     tokenizer = _tokenizer(store, tokens.object("tokenizer"))
-    held = store.read_table(heldout.object, HELDOUT)
+    held = taken.hide(store.read_table(heldout.object, HELDOUT))
     held_tokens = tokens_of(held, tokenizer)
     held_ref = store.put_table(held_tokens, TOKENS)
     parts = [DATASET.empty()]
     if held_ref is not None:
         parts.append(_dataset_rows(held_tokens, held_ref, held))
-    live = 0
+    live = n_taken = 0
     for shard in open_corpus(store, tokens).shards:
-        ref = shard.extras.get(TOKENS.kind)
+        measured = shard.extras.get(TOKENS.kind)
+        ref = store.current(measured) if measured else None
         if ref is None:
             continue
+        sources = live_rows(store, shard, columns=["id", "source", "url"])
+        allowed = taken.hide(sources)
+        live += allowed.num_rows
+        n_taken += sources.num_rows - allowed.num_rows
         labels = live_rows(store, shard, shard.extras.get(LABELS.kind), LABELS)
-        live += labels.num_rows
-        sources = store.read_table(shard.text, DOCUMENTS, ["id", "source"])
         train = labels.filter(pc.equal(labels.column("split"), "train"))
-        joined = train.join(sources, "id")
+        joined = train.join(allowed, "id", join_type="inner")
         parts.append(_dataset_rows(store.read_table(ref, TOKENS), ref, joined))
     table = pa.concat_tables(parts).sort_by("id").combine_chunks()
     dataset_ref = store.put_table(table, DATASET)
@@ -179,7 +264,7 @@ def dataset(run: Run, tokens: Manifest) -> Manifest:
             inputs={"corpus": tokens.ref},
             rows_in=tokens.rows_out,
             rows_out=live,
-            drops={},
+            drops={TAKEN_DOWN: n_taken} if n_taken else {},
             data_digest=digest_hex(data_digest(table, DATASET)),
             receipts=None,
             objects={
@@ -187,10 +272,42 @@ def dataset(run: Run, tokens: Manifest) -> Manifest:
                 "heldout_tokens": (held_ref,) if held_ref else (),
                 "tokenizer": tokens.objects["tokenizer"],
             },
-            summary={"splits": _by(table, "split"), "sources": _by(table, "source")},
+            summary={
+                "splits": _by(table, "split"),
+                "sources": _by(table, "source"),
+                "fertility": _fertility(store, held, held_tokens, compared),
+            },
             provenance={**run.provenance, "run_id": run.run_id, "at": now()},
         )
     )
+
+
+def _fertility(
+    store: Store, held: pa.Table, held_tokens: pa.Table, compared: Pin | None
+) -> dict[str, Any]:
+    """Words (between white space), bytes and tokens of the held-out set, and the tokens of the
+    tokenizer compared with."""
+    counts: dict[str, Any] = {
+        "words": sum(len(text.split()) for text in held.column("text").to_pylist()),
+        "text_bytes": pc.sum(held_tokens.column("n_bytes")).as_py() or 0,
+        "tokens": pc.sum(held_tokens.column("length")).as_py() or 0,
+    }
+    if compared is not None:
+        theirs = tokens_of(held, _tokenizer(store, compared.object))
+        counts["compared"] = {
+            "path": compared.config["path"],
+            "tokens": pc.sum(theirs.column("length")).as_py() or 0,
+        }
+    return counts
+
+
+def dataset_url(store: Store, dataset: Manifest) -> str:
+    """The dataset file for a reader who knows URLs only: what stands in its place, where documents
+    were erased from it or from the token shards it names."""
+    current = store.current(dataset.object("dataset"))
+    if current is None:
+        raise DataError("every document of the dataset was erased; `loam run` makes another")
+    return store.object_url(current)
 
 
 def _dataset_rows(tokens: pa.Table, ref: ObjectRef, labelled: pa.Table) -> pa.Table:

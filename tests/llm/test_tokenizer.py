@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from llm.bpe_fast import WORD_PATTERN
 from llm.config_tokenizer import RESERVED, UNKNOWN, TokenizerConfig
 from llm.errors import ConfigError, DataError
-from llm.tokenizer import WORD_PATTERN, Tokenizer, train_tokenizer
+from llm.tokenizer import LONGEST_WORD, Tokenizer, train_tokenizer
 from tests.shared_data import shared_data
 
 TEXTS = [
@@ -33,6 +34,13 @@ RESERVED_NAMES = SMALL.reserved_tokens
 
 BPE = Tokenizer.from_bytes(train_tokenizer(TEXTS, SMALL))
 CHARACTERS = Tokenizer.from_bytes(train_tokenizer(TEXTS, TokenizerConfig(kind="characters")))
+UNIGRAM = Tokenizer.from_bytes(
+    train_tokenizer(TEXTS, TokenizerConfig(kind="unigram", vocab_size=300))
+)
+WORDPIECE = Tokenizer.from_bytes(
+    train_tokenizer(TEXTS, TokenizerConfig(kind="wordpiece", vocab_size=400))
+)
+BYTE_LEVEL = (BPE, UNIGRAM, WORDPIECE)
 
 texts_with_reserved = st.lists(st.sampled_from(RESERVED_NAMES) | st.text()).map("".join)
 
@@ -60,21 +68,31 @@ def gpt2() -> Tokenizer:
 
 
 @given(st.lists(texts_with_reserved, max_size=4))
-def test_bpe_gives_any_text_back(texts: list[str]) -> None:
-    assert [BPE.decode(ids) for ids in BPE.encode_batch(texts)] == texts
+def test_what_is_learnt_from_bytes_gives_any_text_back(texts: list[str]) -> None:
+    for tokenizer in BYTE_LEVEL:
+        assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
+
+
+def test_wordpiece_gives_back_all_but_words_of_over_1000_bytes() -> None:
+    long, longer = "水" * (LONGEST_WORD // 3), "x" * (LONGEST_WORD + 1)
+    one, other = WORDPIECE.encode_batch([long, f"a {longer} b"])
+    assert WORDPIECE.decode(one) == long
+    assert WORDPIECE.special_ids[UNKNOWN] in other
+    assert WORDPIECE.decode(other) == f"a{UNKNOWN} b"
 
 
 @given(texts_with_reserved)
 def test_no_text_spells_a_reserved_token(text: str) -> None:
-    for tokenizer in (BPE, CHARACTERS):
+    for tokenizer in (*BYTE_LEVEL, CHARACTERS):
         forbidden = set(tokenizer.special_ids.values()) - {tokenizer.special_ids.get(UNKNOWN)}
         assert not forbidden & set(tokenizer.encode_batch([text])[0].tolist())
 
 
 @given(texts_with_reserved)
 def test_the_bytes_of_the_tokens_add_up_to_the_bytes_of_the_text(text: str) -> None:
-    ids = BPE.encode_batch([text])[0]
-    assert BPE.token_bytes()[ids].sum() == len(text.encode())
+    for tokenizer in BYTE_LEVEL:
+        ids = tokenizer.encode_batch([text])[0]
+        assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
 
 
 @given(st.text(alphabet=sorted(set("".join(TEXTS)))))
@@ -85,7 +103,7 @@ def test_characters_give_back_any_text_of_known_characters(text: str) -> None:
     assert CHARACTERS.token_bytes()[ids].sum() == len(text.encode())
 
 
-@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
+@pytest.mark.parametrize("tokenizer", [*BYTE_LEVEL, CHARACTERS])
 def test_reserved_tokens_have_the_first_ids_whatever_the_corpus(tokenizer: Tokenizer) -> None:
     names = list(tokenizer.special_ids)
     assert names[:4] == list(RESERVED)
@@ -240,7 +258,7 @@ def test_a_tokenizer_from_outside_is_held_to_the_same_rules() -> None:
     assert tokenizer.token_bytes()[ids].sum() == len(text)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "characters"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "characters"])
 def test_transformers_loads_the_file_and_encodes_alike(tmp_path, kind: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -261,6 +279,8 @@ def test_transformers_loads_the_file_and_encodes_alike(tmp_path, kind: str) -> N
 def test_a_vocabulary_too_small_for_the_bytes_or_the_characters_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"vocab_size is 275, but .* at least 276"):
         TokenizerConfig(vocab_size=275)
+    with pytest.raises(ValidationError, match=r"but wordpiece needs at least 277: .* 21 reserved"):
+        TokenizerConfig(kind="wordpiece", vocab_size=276)
     with pytest.raises(ConfigError, match="3 different characters; set it to at least 24"):
         train_tokenizer(["abc"], TokenizerConfig(kind="characters", vocab_size=23))
 
@@ -276,3 +296,25 @@ def test_what_is_no_tokenizer_is_refused() -> None:
 def test_a_text_with_half_a_surrogate_pair_is_named() -> None:
     with pytest.raises(DataError, match="text 1 of 2 is not valid Unicode"):
         BPE.encode_batch(["fine", "broken \ud800"])
+
+
+def test_a_text_that_tiktoken_cannot_take_comes_in_its_place_among_the_others() -> None:
+    texts = ["first", " " * 300_000 + "x", "last"]
+    encoded = BPE.encode_batch(texts)
+    assert BPE.fast is not None
+    assert [BPE.decode(ids) for ids in encoded] == texts
+    assert {ids.dtype for ids in encoded} == {np.dtype(np.uint32)}
+
+
+def test_the_unknown_token_is_known_by_its_id() -> None:
+    assert (BPE.unknown_id, UNIGRAM.unknown_id) == (None, None)
+    assert CHARACTERS.unknown_id == CHARACTERS.special_ids[UNKNOWN]
+    assert WORDPIECE.unknown_id == WORDPIECE.special_ids[UNKNOWN]
+
+
+def test_sizes_of_tokens_that_are_no_bytes_are_refused() -> None:
+    tokenizer = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(DataError, match="expected a ByteLevel or Fuse decoder"):
+        Tokenizer.from_bytes(tokenizer.to_str().encode()).token_bytes()
