@@ -19,7 +19,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import cli_corpus, cli_model, cli_store, showing
+from flows import cli_corpus, cli_model, cli_store, cli_takedown, showing
 from flows.cli_options import (
     GROW,
     KEEP,
@@ -55,6 +55,8 @@ for command in (cli_corpus.status, cli_corpus.show, cli_model.models, cli_model.
     app.command(command, group=LOOK)
 app.command(cli_store.export, group=KEEP)
 app.command(cli_store.repin, group=KEEP)
+app.command(cli_takedown.takedown, group=KEEP)
+app.command(cli_takedown.erase, group=KEEP)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 

@@ -151,4 +151,5 @@ def _described(store: Store, version: ModelVersion) -> dict[str, object]:
         **asdict(version),
         "aliases": sorted(alias for alias, n in named.items() if n == version.version),
         "verdict": registry.last_verdict(store, version),
+        "taken_down": registry.taken_down(store, version),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from flows import showing
 from flows.cli_options import KEEP, Flag, Json, StoreUrl, load, store_at, store_in_use
@@ -15,12 +16,12 @@ from llm.errors import ConfigError
 from tasks.export import Format, export_corpus
 from tasks.report_page import format_size
 from tasks.status import store_status
+from tasks.store.gc import KEEP_ENTRIES, collect, garbage
 from tasks.store.pins import let_go
-from tasks.store.reach import garbage
 from tasks.store.reach import verify as verify_store
 
 store = App(
-    name="store", help="Verify the store's objects, and list what nothing reaches.", group=KEEP
+    name="store", help="Verify the store's objects, and delete what nothing reaches.", group=KEEP
 )
 
 READERS = 8
@@ -30,8 +31,8 @@ READERS = 8
 def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False) -> int:
     """Read every object that a ref or a model reaches, and compare it with its name.
 
-    Lists what is missing, changed, or stray: there without anything accounting for it. Exit code 1
-    when anything is missing or changed.
+    Lists what is missing, changed, stray (there without anything accounting for it), or erased by
+    `loam erase`, with what stands in its place. Exit code 1 when anything is missing or changed.
 
         loam store verify
         loam store verify --ref corpus/quickstart
@@ -50,7 +51,7 @@ def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False
     if json:
         showing.say_json({"ok": found.ok, **asdict(found)})
     else:
-        for what in ("missing", "changed", "stray"):
+        for what in ("missing", "changed", "stray", "erased"):
             for line in getattr(found, what):
                 showing.say(f"{what}  {line}")
         wrong = len(found.missing) + len(found.changed)
@@ -63,24 +64,30 @@ def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False
 
 
 @store.command
-def gc(*, dry_run: Flag = False, store: StoreUrl = None, json: Json = False) -> None:
-    """List what neither the last 5 entries of a ref nor a registered model reach.
+def gc(
+    *,
+    dry_run: Flag = False,
+    keep: Annotated[int, Parameter(validator=Number(gte=1), show_default=True)] = KEEP_ENTRIES,
+    store: StoreUrl = None,
+    json: Json = False,
+) -> None:
+    """Delete what neither the last entries of a ref nor a registered model reach.
 
-    Nothing is deleted yet: that needs a lease that no run may hold beside it.
+    Pins, trainings on data that is kept, and the pages of a crawl that was stopped stay. Refused
+    while a run is at work; a run that begins meanwhile waits. Stopped at any moment, the same
+    command goes on.
 
         loam store gc --dry-run
+        loam store gc --keep 2
 
     Args:
-        dry_run: Only list. Required, as long as there is nothing else.
+        dry_run: Only list what would go.
+        keep: Entries of each ref's history whose artifacts stay.
         store: The store; else LOAM_STORE, else .loam/store.
         json: Print the list as JSON.
     """
-    if not dry_run:
-        raise ConfigError(
-            "gc cannot delete yet, since a run beside it could lose what it is about to use; "
-            "list what would go with `loam store gc --dry-run`"
-        )
-    found = garbage(store_in_use(store))
+    place = store_in_use(store)
+    found = garbage(place, keep) if dry_run else collect(place, keep, showing.say)
     if json:
         showing.say_json(found)
         return
@@ -90,11 +97,12 @@ def gc(*, dry_run: Flag = False, store: StoreUrl = None, json: Json = False) -> 
         "object": found.objects,
         "run": found.runs,
     }
-    for what, urls in groups.items():
+    for what, urls in groups.items() if dry_run else ():
         for url in urls:
             showing.say(f"{what}  {url}")
     counts = ", ".join(showing.counted(len(urls), what) for what, urls in groups.items())
-    showing.say(f"nothing reaches {counts}: {format_size(found.bytes)} of objects")
+    did = "nothing reaches" if dry_run else "deleted"
+    showing.say(f"{did} {counts}: {format_size(found.bytes)} of objects")
 
 
 def export(
@@ -140,6 +148,7 @@ _CONSEQUENCES = {
     ),
     "benchmark-": "reads the benchmark's file again and decontaminates against what it holds then",
     "language-model": "reads the language model's file again and annotates every document with it",
+    "compared-tokenizer": "reads the compared tokenizer's file again and counts its tokens",
     "quality-model": "reads the quality model's file again and annotates every document with it",
 }
 

@@ -29,8 +29,8 @@ from tasks.store.store import Store
 from tasks.train import run_url_of, train_request
 
 CORPUS_STAGES = (
-    "extract", "annotate", "select", "signatures", "dedup", "scrub", "matches", "decontaminate",
-    "split", "publish corpus",
+    "extract", "annotate", "select", "takedown", "signatures", "dedup", "scrub", "matches",
+    "decontaminate", "split", "publish corpus",
 )  # fmt: skip
 MODEL_STAGES = (
     "tokenise", "dataset", "publish dataset", "train", "evaluate", "export", "register"
@@ -52,6 +52,7 @@ COSTS = {
     "extract": Cost(1.8e-6, 0.3),
     "annotate": Cost(0.8e-6, 0.05),
     "select": Cost(2e-8, 0.01),
+    "takedown": Cost(0, 0),
     "signatures": Cost(0.4e-6, 0.04),
     "dedup": Cost(2e-8, 0.01),
     "scrub": Cost(2.2e-6, 0.3),

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,7 @@ from llm.config import Config
 from tasks import registry
 from tasks.register import model_name
 from tasks.store.executors import dask_executor, executor_for
+from tasks.store.lease import joined
 from tasks.store.records import Manifest, ManifestRef
 from tasks.store.run import Run
 from tasks.store.store import Store
@@ -53,19 +54,24 @@ def open_run(
     planning: bool = False,
     say: Callable[[str], None] = print,
 ) -> Iterator[Run]:
-    """A run over the config's store, with its worker processes for as long as it is open."""
-    store = Store.at(config.store.root)
+    """A run over the config's store, with its worker processes for as long as it is open.
+
+    Unless it is only planning, gc and erase keep away from the store as long, and it waits for one
+    that has begun.
+    """
+    store, run_id = Store.at(config.store.root), new_run_id()
     name = run_name(config, options.sample)
     if not planning and not store.creates_once():
         say(
             f"{store.root}: this storage does not honour conditional writes; one run at a time only"
         )
-    refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
-    with _executor(config.store, planning) as executor:
+    leased = nullcontext() if planning else joined(store.root, run_id, say)
+    with leased as lease, _executor(config.store, planning) as executor:
+        refs = {kind: ref for kind in PUBLISHED if (ref := store.find_ref(kind, name))}
         yield Run(
             store=store,
             name=name,
-            run_id=new_run_id(),
+            run_id=run_id,
             executor=executor,
             shard_rows=config.store.shard_rows,
             shard_bytes=config.store.shard_bytes,
@@ -78,6 +84,7 @@ def open_run(
             sample=options.sample,
             provenance=provenance(),
             say=say,
+            lease=lease,
         )
 
 

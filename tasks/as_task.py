@@ -34,7 +34,8 @@ def as_task(
 
     Prefect is imported when the task is called, not when its module is: planning goes through
     every stage and must not wait for it, so a run that is only planning calls the function
-    plainly. What the stage returned joins the run's visits.
+    plainly. What the stage returned joins the run's visits. A run that was taken for dead
+    meanwhile goes no further.
     """
 
     def decorate(
@@ -42,6 +43,8 @@ def as_task(
     ) -> Callable[Concatenate[Run, Arguments], Result]:
         @functools.wraps(function)
         def call(run: Run, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            if run.lease is not None:
+                run.lease.check()
             began = time.monotonic()
             act = function if run.planning else in_prefect(name, function)
             result = act(run, *args, **kwargs)

@@ -19,6 +19,8 @@ from tasks.store.records import Manifest, ObjectRef
 from tasks.store.run import Request, Run, reuse
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
+from tasks.takedown import read_list
+from tasks.tokenise import dataset_url
 
 STAGE = Stage("evaluate", 1, ("torch",))
 EXPORT_STAGE = Stage("export", 1, ("safetensors", "torch"))
@@ -74,7 +76,7 @@ def _figures(
     store = run.store
     tokenizer = Tokenizer.from_bytes(store.read_bytes(dataset.object("tokenizer")))
     model = load_model(store, trained)
-    url = store.object_url(dataset.object("dataset"))
+    url = dataset_url(store, dataset)
     cache, eot = Path(run.cache_dir), tokenizer.eot_id
     train = prepare(url, "train", cache, store.root, eot_id=eot)
     figures: dict[str, dict[str, Any]] = {}
@@ -99,8 +101,8 @@ def _figures(
 
 def _heldout_texts(run: Run, split: str) -> Iterator[bytes]:
     pin = find_pin(run.store, run.name, "heldout")
-    table = run.store.read_table(pin.object if pin else None, HELDOUT, ["text", "split"])
-    for row in table.to_pylist():
+    held = run.store.read_table(pin.object if pin else None, HELDOUT)
+    for row in read_list(run.store).hide(held).select(["text", "split"]).to_pylist():
         if row["split"] == split:
             yield row["text"].encode()
 

@@ -15,6 +15,7 @@ from tasks.progress import tally
 from tasks.store.corpus import live_rows, open_corpus
 from tasks.store.schema import DOCUMENTS, LABELS
 from tasks.store.store import Store
+from tasks.takedown import read_list
 
 Format = Literal["parquet", "jsonl"]
 
@@ -24,6 +25,7 @@ LISTING = ".loam-export.json"
 def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str, int]:
     """Writes the live documents of `corpus/<name>` below `to`, one file per shard.
 
+    What has been taken down since the corpus was published is left out as well.
     Each file is whole or absent; `LISTING`, written last, lists them and says which corpus they
     are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with a dot.
     Raises DataError when there is no such corpus, or `to` is not empty.
@@ -35,12 +37,12 @@ def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str,
     if files.list_urls(to):
         raise DataError(f"{to} is not empty; give another folder, or empty it")
     manifest = store.manifest(ref.manifest)
-    corpus = open_corpus(store, manifest)
+    corpus, taken = open_corpus(store, manifest), read_list(store)
     written: list[str] = []
     rows = 0
     with tally("export", "shards", len(corpus.shards)) as progress:
         for shard in corpus.shards:
-            table = live_rows(store, shard)
+            table = taken.hide(live_rows(store, shard))
             labels = live_rows(store, shard, shard.extras.get(LABELS.kind), LABELS)
             table = table.join(labels, "id").sort_by("id").select([*DOCUMENTS.arrow.names, "split"])
             if table.num_rows:

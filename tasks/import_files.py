@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm.errors import ConfigError, DataError
+from tasks.erase import erased_list, take_out_of_file, without_erased
 from tasks.importing.files import OPTIONS, FileRef, explained, read_files
 from tasks.importing.rows import read_file
 from tasks.progress import tally
@@ -196,6 +197,7 @@ class _Staged:
         self._claims: list[pa.Table] = []
         self._n_rows = 0
         self._settled = schema is not None
+        self._erased = erased_list(run.store)
 
     def read(self, files: Sequence[FileRef]) -> None:
         """Stages what the files hold; of a sample, no more than its share."""
@@ -225,6 +227,7 @@ class _Staged:
                 progress.advance()
 
     def _add(self, table: pa.Table, file: FileRef) -> None:
+        table = without_erased(table, self.schema, self._erased)
         digest = "digest" if self.schema is DOCUMENTS else "payload_sha256"
         n_rows = table.num_rows
         columns = {
@@ -267,6 +270,7 @@ class _Staged:
             opened = fsspec.open(file.url, "rb", **OPTIONS)
             with explained(file.url), opened as source, local.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 24)
+            take_out_of_file(local, pages, self._erased)
             extension = "warc.gz" if file.url.endswith(".gz") else "warc"
             self.warcs[file.url] = self.run.store.put_local_file(local, "warc", extension)
         name = self.warcs[file.url].sha256

@@ -149,7 +149,8 @@ def _crawl(
             journal,
             workdir / "warc",
             now,
-            lambda row: reader.read(*known[row][1:]),
+            # A page that was erased says nothing any more.
+            lambda row: reader.read(*known[row][1:]) or b"",
             show,
         )
     if journal.resumed:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm import files
 from tasks.crawling.result import Batch, Outcome
+from tasks.erase import erased_list, take_out_of_file, without_erased
 from tasks.store.fingerprint import fingerprint
 from tasks.store.records import Manifest, ObjectRef, Receipt, receipt_from, to_json
 from tasks.store.rows import digest_hex
@@ -69,6 +71,7 @@ class StoreJournal:
         self.run, self.session, self.source = run, session, source
         self.warcs: list[ObjectRef] = []
         self.resumed = 0
+        self._erased = erased_list(run.store)
 
     def _url(self, key: str) -> tuple[str, str]:
         scoped = fingerprint({"session": self.session.key, "batch": key, "source": self.source})
@@ -88,12 +91,14 @@ class StoreJournal:
         scoped, url = self._url(key)
         names: dict[str, ObjectRef] = {}
         for path in dict.fromkeys(batch.pages.column("warc").to_pylist()):
+            held = batch.pages.filter(pc.equal(batch.pages.column("warc"), path))
+            take_out_of_file(Path(path), held, self._erased)
             names[path] = store.put_local_file(Path(path), "warc", "warc.gz")
             Path(path).unlink()
         warc = [names[path].sha256 for path in batch.pages.column("warc").to_pylist()]
         at = batch.pages.schema.get_field_index("warc")
         pages = batch.pages.set_column(at, "warc", pa.array(warc, pa.string()))
-        pages_ref = store.put_table(pages, PAGES)
+        pages_ref = store.put_table(without_erased(pages, PAGES, self._erased), PAGES)
         log = {"seen": [asdict(outcome) for outcome in batch.seen], "links": list(batch.links)}
         log_ref = store.put_bytes(json.dumps(log, sort_keys=True).encode(), "crawl-log", "json")
         outputs = (*names.values(), *((pages_ref,) if pages_ref else ()), log_ref)

@@ -2,7 +2,8 @@
 
 models/<name>/versions/<n>.json    created if absent; says which files, data and run it is
 models/<name>/aliases.json         candidate, champion, previous -> n; moves by compare-and-swap
-models/<name>/events/<n>.json      registered, promoted, held back: who, when and why
+models/<name>/events/<n>.json      registered, promoted, held back, trained on what has been taken
+                                   down since: who, when and why
 """
 
 from __future__ import annotations
@@ -165,6 +166,21 @@ def last_verdict(store: Store, version: ModelVersion) -> str | None:
         if event["event"] == "gate" and event["version"] == version.version:
             return str(event["why"])
     return None
+
+
+def taken_down(store: Store, version: ModelVersion) -> int:
+    """How many of the documents that a version was trained on have been taken down since."""
+    for event in reversed(events(store, version.name)):
+        if event["event"] == "taken_down" and event["version"] == version.version:
+            return int(event["documents"])
+    return 0
+
+
+def mark_taken_down(store: Store, version: ModelVersion, documents: int) -> None:
+    """Notes how many documents of a version's training have been taken down, where that is news."""
+    if taken_down(store, version) != documents:
+        detail = {"version": version.version, "documents": documents}
+        log_event(store, version.name, "taken_down", detail)
 
 
 def promote(store: Store, version: ModelVersion, why: str) -> dict[str, int]:

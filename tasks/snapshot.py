@@ -104,7 +104,8 @@ def append(
     new, dead = _write_shards(run, source, found, live, len(old))
     receipts = [*old, *new]
     n_new = sum(receipt.rows_out for receipt in new)
-    digest = int(previous.data_digest, 16) if previous else 0
+    # Summed anew and not carried on: rows may have been emptied by an erase since.
+    digest = sum(row.row_hash for row in live.values())
     digest += sum(int(receipt.data_digest, 16) for receipt in new)
     digest -= sum(live[row["id"]].row_hash for row in dead)
     objects = _objects(store, previous, found, dead)

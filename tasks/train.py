@@ -28,6 +28,7 @@ from tasks.store.records import Manifest
 from tasks.store.run import Request, Run, reuse
 from tasks.store.stage import Stage
 from tasks.store.store import now
+from tasks.tokenise import dataset_url
 
 STAGE = Stage("train", 1, ("torch",))
 STOP_WITHIN_S, POLL_S = 120.0, 1.0
@@ -65,7 +66,7 @@ def train(run: Run, dataset: Manifest, model: ModelConfig, config: TrainConfig) 
     url = run_url_of(run, request)
     spec = TrainSpec(
         run_url=url,
-        dataset_url=run.store.object_url(dataset.object("dataset")),
+        dataset_url=dataset_url(run.store, dataset),
         base_url=run.store.root,
         tokenizer_url=run.store.object_url(dataset.object("tokenizer")),
         cache_dir=run.cache_dir,

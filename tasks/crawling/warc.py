@@ -16,6 +16,14 @@ MAX_WARC_BYTES = 256_000_000
 _HEADROOM = 256 * 1024
 
 
+# The content type of the record that stands in the place of an erased one.
+ERASED_TYPE = "application/x-loam-erased"
+
+
+class ErasedPayload(DataError):
+    """The record was there, and has been erased."""
+
+
 class WarcWriter:
     """Writes request and response pairs to `folder`, a file for every `max_bytes` at most.
 
@@ -85,7 +93,7 @@ def read_payload(source: IO[bytes] | bytes | Path, offset: int) -> tuple[int, He
     """The HTTP status, the headers and the decoded body of the response record at `offset`.
 
     `source` is a WARC file, open for reading or as bytes or a path. Raises DataError where no
-    response starts at `offset`.
+    response starts at `offset`, which is ErasedPayload where one did before it was erased.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -97,6 +105,8 @@ def read_payload(source: IO[bytes] | bytes | Path, offset: int) -> tuple[int, He
     try:
         archive = ArchiveIterator(stream, parse_http=True, auto_decode="transfer")
         record = next(iter(archive), None)
+        if record is not None and record.headers.get("Content-Type") == ERASED_TYPE:
+            raise ErasedPayload("it was erased")
         if record is None or record.record_type != WarcRecordType.response:
             raise DataError("it is not the start of a response record")
         head = record.http_headers
@@ -110,6 +120,8 @@ def read_payload(source: IO[bytes] | bytes | Path, offset: int) -> tuple[int, He
             raise DataError("the record is cut short")
         encoding = named.get("content-encoding")
         body, _ = decode_body(raw, encoding, MAX_WARC_BYTES)
+    except ErasedPayload:
+        raise
     except (OSError, ValueError, DataError) as error:
         raise DataError(f"no payload at offset {offset} of the WARC file: {error}") from None
     return head.status_code, headers, body

@@ -23,7 +23,7 @@ from tasks.store.schema import DEAD, DOCUMENTS, DROPS, Schema
 from tasks.store.store import Store, now
 
 # Stages whose drops depend on other shards: decided afterwards, applied on reading only.
-VERDICTS = frozenset({"dedup", "decontaminate"})
+VERDICTS = frozenset({"takedown", "dedup", "decontaminate"})
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,10 @@ def verdict_receipts(
     """
     receipts = []
     for index, shard in enumerate(shards):
-        rows = _n_kept(shard)
-        live = live_rows(run.store, shard, columns=["id"]).column("id")
-        mine = drops.filter(pc.is_in(drops.column("id"), value_set=live)).sort_by("id")
+        rows, mine = _n_kept(shard), drops
+        if drops.num_rows:
+            live = live_rows(run.store, shard, columns=["id"]).column("id")
+            mine = drops.filter(pc.is_in(drops.column("id"), value_set=live)).sort_by("id")
         ref = run.store.put_table(mine, DROPS)
         reasons = Counter(mine.column("reason").to_pylist())
         receipts.append(

@@ -1,5 +1,10 @@
 """A lease: one holder at a time, taken over when its holder is gone.
 
+A store as a whole has two kinds of it. Runs hold `leases/runs/<run id>.json`, as many at a time as
+there are; who takes things away (gc, erase) holds `leases/exclusive.json`, and no run beside it.
+Each writes its own lease first and then looks at the other's, so that of two who begin at the same
+moment at least one sees the other: the run waits, the other lets go and says so.
+
 Time is judged by the one who waits: a lease whose file has not changed for `EXPIRY_S` of the
 waiter's own clock is free, so that no two machines need agree on the hour.
 """
@@ -18,11 +23,19 @@ from dataclasses import dataclass
 import psutil
 
 from llm import files
-from llm.errors import StorageError
+from llm.errors import LoamError, StorageError
 
 BEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
 # A process's start is told from the machine's boot time, which moves when the clock is set.
 CLOCK_SLACK_S = 10.0
+
+
+class StoreInUse(LoamError):
+    """Runs are at work in the store, and nothing may be taken away beside them."""
+
+
+class LeaseLost(LoamError):
+    """The holder did not stir for a while, and others went on without it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,15 @@ class Lease:
     url: str
     holder: dict[str, object]
     lost: threading.Event
+
+    def check(self) -> None:
+        """Raises LeaseLost where somebody else has taken it."""
+        seen = None if self.lost.is_set() else files.read_versioned(self.url)
+        if seen is None or json.loads(seen.body)["holder"] != self.holder:
+            raise LeaseLost(
+                f"{self.url} did not stir for {EXPIRY_S:g} s and was taken for dead, so that what "
+                "this process relies on may be gone; run again to go on from here"
+            )
 
 
 def _body(holder: dict[str, object] | None, beat: int) -> bytes:
@@ -77,6 +99,75 @@ def held(url: str, say: Callable[[str], None]) -> Iterator[Lease]:
         done.set()
         keeper.join()
         _renew(lease, None, 0)
+
+
+@contextmanager
+def joined(root: str, name: str, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Holds a lease of a run's own on the store at `root`, beside those of other runs; waits while
+    somebody holds the exclusive one."""
+    url = f"{root}/leases/runs/{name}.json"
+    try:
+        with held(url, say) as lease:
+            _wait_until_free(_exclusive(root), say)
+            yield lease
+    finally:
+        _remove(url)
+
+
+@contextmanager
+def alone(root: str, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Holds the exclusive lease on the store at `root`.
+
+    Runs that begin meanwhile wait. Raises StoreInUse while one is alive; what a dead one left is
+    removed, which a host that only slept notices by its own lease.
+    """
+    with held(_exclusive(root), say) as lease:
+        urls = files.list_urls(f"{root}/leases/runs")
+        living = [holder for url in urls if (holder := _living(url)) is not None]
+        if living:
+            told = ", ".join(f"process {one['pid']} on {one['host']}" for one in living)
+            raise StoreInUse(
+                f"{root} is in use by {told}: nothing is deleted beside a run; try again when it "
+                "is done"
+            )
+        for url in urls:
+            _remove(url)
+        yield lease
+
+
+def _exclusive(root: str) -> str:
+    return f"{root}/leases/exclusive.json"
+
+
+def _wait_until_free(url: str, say: Callable[[str], None]) -> None:
+    seen = files.read_versioned(url)
+    if seen is not None and json.loads(seen.body)["holder"] is not None:
+        # Taken and let go, so that a holder who only slept knows that it lost it.
+        with held(url, lambda _: say("the store is being tidied; waiting for that to finish")):
+            pass
+
+
+def _living(url: str) -> dict[str, object] | None:
+    """The holder of a lease, if it lives. One that cannot be asked, being on another host, is
+    watched for as long as it takes to see it stir or expire."""
+    first = files.read_versioned(url)
+    since = time.monotonic()
+    while (seen := files.read_versioned(url)) is not None and first is not None:
+        holder: dict[str, object] | None = json.loads(seen.body)["holder"]
+        if holder is None or _gone(holder):
+            return None
+        if holder["host"] == socket.gethostname() or seen.version != first.version:
+            return holder
+        if time.monotonic() - since > EXPIRY_S:
+            return None
+        time.sleep(POLL_S)
+    return None
+
+
+def _remove(url: str) -> None:
+    files.delete(url)
+    if not files.is_s3(url):
+        files.delete(f"{url}.lock")
 
 
 def _take(url: str, say: Callable[[str], None]) -> Lease:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,31 @@ from tasks.store.store import RefMoved, Store
 
 @dataclass(frozen=True)
 class Pin:
-    """An object held by name, and the settings it was made with."""
+    """An object held by name, the settings it was made with, and what was found in making it."""
 
     name: str
     object: ObjectRef
     config: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def find_pin(store: Store, pipeline: str, name: str) -> Pin | None:
     ref = store.find_ref("pin", f"{pipeline}/{name}")
     if ref is None or ref.value["object"] is None:
         return None
-    return Pin(name, ObjectRef(**ref.value["object"]), ref.value["config"])
+    value = ref.value
+    return Pin(name, ObjectRef(**value["object"]), value["config"], value.get("facts", {}))
 
 
-def hold(run: Run, name: str, config: Mapping[str, Any], make: Callable[[], ObjectRef]) -> Pin:
+def hold(
+    run: Run,
+    name: str,
+    config: Mapping[str, Any],
+    make: Callable[[], ObjectRef | tuple[ObjectRef, Mapping[str, Any]]],
+) -> Pin:
     """The pin of that name; made and held the first time. A racing run's pin wins.
 
+    `make` returns the object, and with it facts worth keeping, such as how good a model is.
     Raises ConfigError when it was made with other settings than `config`, and WouldRun when it is
     to be made and the run is only planning.
     """
@@ -49,7 +57,9 @@ def hold(run: Run, name: str, config: Mapping[str, Any], make: Callable[[], Obje
         if run.planning:
             raise WouldRun(name, ["it is not pinned yet"])
         seen = run.store.find_ref("pin", f"{run.name}/{name}")
-        value = {"object": asdict(make()), "config": canonical(config)}
+        made = make()
+        ref, facts = made if isinstance(made, tuple) else (made, {})
+        value = {"object": asdict(ref), "config": canonical(config), "facts": canonical(facts)}
         with suppress(RefMoved):
             run.store.move_ref("pin", f"{run.name}/{name}", value, seen)
         found = find_pin(run.store, run.name, name)

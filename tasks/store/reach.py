@@ -1,9 +1,9 @@
-"""What refs and models reach: verifying it byte for byte, and listing what nothing reaches."""
+"""What refs and models reach, and verifying it byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,10 +14,20 @@ from llm.errors import DataError
 from tasks import registry
 from tasks.progress import tally
 from tasks.store.executors import run_all
-from tasks.store.records import Manifest, ManifestRef, ObjectRef, manifest_from, parse, receipt_from
-from tasks.store.store import Store
+from tasks.store.records import (
+    Erased,
+    Manifest,
+    ManifestRef,
+    ObjectRef,
+    erased_from,
+    manifest_from,
+    parse,
+    receipt_from,
+)
+from tasks.store.store import Ref, Store
 
-KEEP_ENTRIES = 5
+ALL_ENTRIES = 1_000_000
+ERASED = ".erased.json"
 
 # What reading a damaged record raises.
 DAMAGE = (DataError, KeyError, TypeError)
@@ -28,21 +38,34 @@ Receipts = dict[str, Sequence[ObjectRef]]
 
 @dataclass
 class Reach:
-    """Manifests, objects and runs reached, with who reaches each, and what could not be read."""
+    """Manifests, objects and runs reached, with who reaches each, and what could not be read.
+
+    `erased` are the objects, reached or not, in whose place others stand since documents were
+    erased from them; what stands in the place of a reached object is reached.
+    """
 
     manifests: dict[ManifestRef, Manifest] = field(default_factory=dict)
     objects: dict[str, ObjectRef] = field(default_factory=dict)
     runs: set[str] = field(default_factory=set)
+    erased: dict[str, Erased] = field(default_factory=dict)
     reached_by: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def reach(store: Store, keep: int = KEEP_ENTRIES, only: tuple[str, str] | None = None) -> Reach:
+def reach(
+    store: Store,
+    keep: int = ALL_ENTRIES,
+    only: tuple[str, str] | None = None,
+    objects: Iterable[str] | None = None,
+) -> Reach:
     """Everything that the last `keep` entries of each ref, and every registered model, reach.
 
-    `only` limits it to one ref (kind, name).
+    An entry is passed over once gc has collected what it names; of what is taken down every entry
+    counts. `only` limits it to one ref (kind, name); `objects` are the URLs of all objects, where
+    the caller has them.
     """
-    found = Reach()
+    listed = files.list_urls(f"{store.root}/objects") if objects is None else objects
+    found = Reach(erased=_erased(store, listed))
     for kind, name in [only] if only else store.list_refs():
         try:
             ref = store.find_ref(kind, name)
@@ -51,8 +74,7 @@ def reach(store: Store, keep: int = KEEP_ENTRIES, only: tuple[str, str] | None =
             continue
         if ref is None:
             raise DataError(f"there is no ref {kind}/{name}; `loam status` lists them")
-        entries = [ref.value, *(entry["value"] for entry in ref.history)][:keep]
-        for value in entries:
+        for value in kept_entries(kind, ref, keep):
             _follow(store, value, f"{kind}/{name}", found)
     for name in [] if only else registry.names(store):
         for version in registry.versions(store, name):
@@ -60,8 +82,26 @@ def reach(store: Store, keep: int = KEEP_ENTRIES, only: tuple[str, str] | None =
             for ref_ in version.files.values():
                 _add(found, ref_, who)
             for pin in version.manifests.values():
-                _add_manifest(store, pin, who, found)
+                add_manifest(store, pin, who, found)
     return found
+
+
+def kept_entries(kind: str, ref: Ref, keep: int) -> list[dict[str, Any]]:
+    """The values of the last `keep` entries of a ref, without those that gc has collected."""
+    most = ALL_ENTRIES if kind == "takedown" else keep
+    earlier = [entry["value"] for entry in ref.history if not entry.get("collected")]
+    return [ref.value, *earlier][:most]
+
+
+def _erased(store: Store, listed: Iterable[str]) -> dict[str, Erased]:
+    urls = [url for url in listed if url.endswith(ERASED)]
+    found = zip(urls, files.read_many(urls), strict=True)
+    return {object_name(url): erased_from(parse(body or b"", url), url) for url, body in found}
+
+
+def object_name(url: str) -> str:
+    """The sha256 in an object's URL, or in that of what is said of an erased one."""
+    return url.rsplit("/", 1)[1].split(".")[0]
 
 
 def _follow(store: Store, value: dict[str, object], who: str, found: Reach) -> None:
@@ -69,7 +109,7 @@ def _follow(store: Store, value: dict[str, object], who: str, found: Reach) -> N
         named = ManifestRef(str(value["stage"]), str(value["fingerprint"]))
         line: Any = value.get("line", ())
         for pin in (named, *(ManifestRef(**ref) for ref in line)):
-            _add_manifest(store, pin, who, found)
+            add_manifest(store, pin, who, found)
     elif isinstance(value.get("object"), dict):
         _add(found, ObjectRef(**value["object"]), who)  # type: ignore[arg-type]
 
@@ -77,9 +117,13 @@ def _follow(store: Store, value: dict[str, object], who: str, found: Reach) -> N
 def _add(found: Reach, ref: ObjectRef, who: str) -> None:
     found.objects.setdefault(ref.sha256, ref)
     found.reached_by.setdefault(ref.sha256, who)
+    erased = found.erased.get(ref.sha256)
+    if erased is not None and erased.successor is not None:
+        _add(found, erased.successor, who)
 
 
-def _add_manifest(store: Store, pin: ManifestRef, who: str, found: Reach) -> None:
+def add_manifest(store: Store, pin: ManifestRef, who: str, found: Reach) -> None:
+    """Adds a manifest, its objects and everything it was made of."""
     if pin in found.manifests:
         return
     try:
@@ -100,7 +144,7 @@ def _add_manifest(store: Store, pin: ManifestRef, who: str, found: Reach) -> Non
     if "run" in manifest.summary:
         found.runs.add(manifest.summary["run"])
     for parent in manifest.inputs.values():
-        _add_manifest(store, parent, who, found)
+        add_manifest(store, parent, who, found)
 
 
 @dataclass(frozen=True)
@@ -108,7 +152,8 @@ class Verdict:
     """What verifying found: counts, and a line for each thing that is wrong.
 
     A stray object is whole and harmless, such as one whose writer was killed before it could say
-    so: gc's business, and no reason to call a store damaged.
+    so: gc's business, and no reason to call a store damaged. No more is one from which documents
+    were erased, as long as what stands in its place is there.
     """
 
     manifests: int
@@ -117,6 +162,7 @@ class Verdict:
     missing: tuple[str, ...]
     changed: tuple[str, ...]
     stray: tuple[str, ...]
+    erased: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -129,9 +175,11 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
     An object is stray when no manifest, receipt, ref or model names it. What a receipt or a
     manifest alone names is work that a later run may reuse, and gc's business.
     """
-    found = reach(store, keep=1_000_000, only=only)
-    receipts = _receipts(store, found) if not only else {}
-    refs = [found.objects[key] for key in sorted(found.objects)]
+    listed = files.list_urls(f"{store.root}/objects")
+    found = reach(store, only=only, objects=listed)
+    receipts = receipt_outputs(store, found) if not only else {}
+    names = sorted(found.objects.keys() - found.erased.keys())
+    refs = [found.objects[name] for name in names]
     missing, changed, size = list(found.problems), [], 0
     with tally("verify", "objects", len(refs)) as progress:
         for index, state in run_all(executor, _state, [(store, ref) for ref in refs]):
@@ -142,10 +190,24 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
                 changed.append(where)
             size += refs[index].bytes
             progress.advance()
-    stray = () if only else tuple(sorted(_stray(store, found, receipts)))
     return Verdict(
-        len(found.manifests), len(refs), size, tuple(sorted(missing)), tuple(sorted(changed)), stray
+        manifests=len(found.manifests),
+        objects=len(refs),
+        bytes=size,
+        missing=tuple(sorted(missing)),
+        changed=tuple(sorted(changed)),
+        stray=() if only else tuple(sorted(_stray(store, found, receipts, listed))),
+        erased=tuple(_told_of_erased(store, found, set(listed))),
     )
+
+
+def _told_of_erased(store: Store, found: Reach, listed: set[str]) -> Iterator[str]:
+    """A line for each reached object from which documents were erased."""
+    for name in sorted(found.objects.keys() & found.erased.keys()):
+        erased, url = found.erased[name], store.object_url(found.objects[name])
+        instead = store.object_url(erased.successor) if erased.successor else "nothing"
+        unfinished = "; it is still there: erase once more" if url in listed else ""
+        yield f"{url} ({erased.rows} rows, at {erased.at}; now {instead}{unfinished})"
 
 
 def _who(found: Reach, ref: ObjectRef) -> str:
@@ -160,17 +222,17 @@ def _state(store: Store, ref: ObjectRef) -> str | None:
         return None
 
 
-def _stray(store: Store, found: Reach, receipts: Receipts) -> Iterator[str]:
+def _stray(store: Store, found: Reach, receipts: Receipts, listed: Iterable[str]) -> Iterator[str]:
     accounted = {ref.sha256 for ref in found.objects.values()}
     accounted |= {ref.sha256 for refs in receipts.values() for ref in refs}
     accounted |= {ref.sha256 for ref in _manifest_objects(store)}
-    for url in files.list_urls(f"{store.root}/objects"):
-        name = url.rsplit("/", 1)[1].split(".")[0]
-        if name not in accounted:
-            yield url
+    accounted |= {
+        erased.successor.sha256 for erased in found.erased.values() if erased.successor is not None
+    }
+    yield from (url for url in listed if object_name(url) not in accounted)
 
 
-def _receipts(store: Store, found: Reach) -> Receipts:
+def receipt_outputs(store: Store, found: Reach) -> Receipts:
     """The objects that each receipt in `actions/` names; a damaged one joins the problems."""
     urls = [url for url in files.list_urls(f"{store.root}/actions") if url.endswith(".json")]
     outputs: Receipts = {}
@@ -190,44 +252,3 @@ def _manifest_objects(store: Store) -> Iterator[ObjectRef]:
             manifest = manifest_from(body or b"", url)
             yield from (manifest.receipts,) if manifest.receipts else ()
             yield from (ref for refs in manifest.objects.values() for ref in refs)
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """Files that nothing reaches, in the order in which they may go: receipts before objects."""
-
-    receipts: tuple[str, ...]
-    manifests: tuple[str, ...]
-    objects: tuple[str, ...]
-    runs: tuple[str, ...]
-    bytes: int
-
-
-def garbage(store: Store, keep: int = KEEP_ENTRIES) -> Garbage:
-    """What neither the last `keep` entries of a ref nor a registered model reach."""
-    found = reach(store, keep)
-    outputs = _receipts(store, found)
-    if found.problems:
-        raise DataError(
-            f"not everything could be followed, so nothing can be called garbage: "
-            f"{found.problems[0]}; see `loam store verify`"
-        )
-    kept = set(found.objects)
-    receipts = [
-        url for url, refs in sorted(outputs.items()) if any(ref.sha256 not in kept for ref in refs)
-    ]
-    named = {store.manifest_url(pin) for pin in found.manifests}
-    manifests = [url for url in files.list_urls(f"{store.root}/manifests") if url not in named]
-    objects = [
-        url
-        for url in files.list_urls(f"{store.root}/objects")
-        if url.rsplit("/", 1)[1].split(".")[0] not in kept
-    ]
-    folders = {
-        "/".join(url.removeprefix(store.root + "/").split("/")[:2])
-        for url in files.list_urls(f"{store.root}/runs")
-    }
-    size = sum(files.size(url) for url in objects)
-    return Garbage(
-        tuple(receipts), tuple(manifests), tuple(objects), tuple(sorted(folders - found.runs)), size
-    )

@@ -47,6 +47,21 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Erased:
+    """What stands in the place of an object from which documents were erased.
+
+    `successor` holds the same rows in the same order, those of the documents emptied; None: it had
+    no row left. `rows` were emptied or left out, for the takedown of `targets`.
+    """
+
+    successor: ObjectRef | None
+    rows: int
+    targets: tuple[str, ...]
+    at: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
 class ManifestRef:
     """Which manifest: a pin that a reader follows."""
 
@@ -109,6 +124,13 @@ def check_format(data: dict[str, Any], where: str) -> None:
             f"{where}: format {data.get('format')!r}, this Loam reads {FORMAT}; use the version "
             "of Loam that wrote the store"
         )
+
+
+def erased_from(data: dict[str, Any], where: str) -> Erased:
+    """Raises DataError naming `where` for another format."""
+    check_format(data, where)
+    successor = ObjectRef(**data["successor"]) if data["successor"] else None
+    return Erased(successor, data["rows"], tuple(data["targets"]), data["at"])
 
 
 def receipt_from(data: dict[str, Any]) -> Receipt:

@@ -16,6 +16,7 @@ from llm.errors import LoamError
 from tasks.progress import tally
 from tasks.store.executors import InlineExecutor, run_all
 from tasks.store.fingerprint import canonical, differences, fingerprint
+from tasks.store.lease import Lease
 from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
 from tasks.store.rows import digest_hex
 from tasks.store.schema import DROPS, Schema
@@ -107,7 +108,7 @@ class Run:
     last finished run by stage, and `seen_refs` the pipeline's refs as they were when this one
     started. A run that is `planning` does nothing: the first stage with work to
     do raises WouldRun. `sample` bounds the documents taken of each source. `visits` fills up with
-    the stages that the run has come through.
+    the stages that the run has come through. `lease` keeps gc and erase away while the run lasts.
     """
 
     store: Store
@@ -126,6 +127,7 @@ class Run:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
     visits: list[Visit] = field(default_factory=list)
+    lease: Lease | None = None
 
 
 def reuse(run: Run, request: Request) -> Manifest | None:

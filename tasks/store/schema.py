@@ -15,11 +15,13 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Schema:
-    """A kind of object: its Arrow schema and the columns its row hash covers, in order."""
+    """A kind of object: its Arrow schema, the columns its row hash covers, in order, and how many
+    rows are read at least when some are."""
 
     kind: str
     arrow: pa.Schema
     hashed: tuple[str, ...]
+    group_rows: int = 16384
 
     def empty(self) -> pa.Table:
         return self.arrow.empty_table()
@@ -120,13 +122,23 @@ CLAIMS = _schema(
     ],
 )
 
-# MinHash signatures of the rows a shard's filters kept.
+# What deduplication knows of the rows a shard's filters kept.
 SIGNATURES = _schema(
     "signatures",
-    "id digest length source signature",
-    [("id", _TEXT), ("digest", _TEXT), ("length", _INT), ("source", _TEXT),
-     ("signature", pa.binary())],
-)  # fmt: skip
+    "id digest length source",
+    [("id", _TEXT), ("digest", _TEXT), ("length", _INT), ("source", _TEXT)],
+)
+
+# Numbers of rows under sorted keys, a slice of them a row, so that a range of keys can be read by
+# itself. `first` and `last` bound the keys (int64), which may be hashes; `rows` are uint32.
+_SLICES = pa.schema(
+    [("first", _INT), ("last", _INT), ("keys", pa.binary()), ("rows", pa.binary())]
+)
+# MinHash band keys of SIGNATURES, and the row each is of.
+BANDS = Schema("bands", _SLICES, ("first", "last", "keys", "rows"), group_rows=1)
+# Hashes of the shingles of candidates, on their way to where they are compared; `first` and `last`
+# are the number of the comparison.
+SHINGLES = Schema("shingles", _SLICES, ("first", "last", "keys", "rows"), group_rows=1)
 
 # Candidate pairs of texts with their true Jaccard similarity, also below the threshold: a < b by
 # digest.
@@ -138,6 +150,13 @@ CLUSTERS = _schema("clusters", "id root", [("id", _TEXT), ("root", _TEXT)])
 # Personal data found, per document and type: counts, never the findings themselves.
 FINDINGS = _schema(
     "findings", "id type count", [("id", _TEXT), ("type", _TEXT), ("count", _INT)]
+)  # fmt: skip
+
+# Where a scrubbed text holds a placeholder, and for which type of finding; in characters of it.
+REDACTIONS = _schema(
+    "redactions",
+    "id type placeholder start end",
+    [("id", _TEXT), ("type", _TEXT), ("placeholder", _TEXT), ("start", _INT), ("end", _INT)],
 )  # fmt: skip
 
 LABELS = _schema("labels", "id split", [("id", _TEXT), ("split", _TEXT)])

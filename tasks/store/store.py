@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm import files
 from llm.errors import DataError, LoamError, StorageError
 from tasks.store.records import (
     FORMAT,
+    Erased,
     Manifest,
     ManifestRef,
     ObjectRef,
     Receipt,
     check_format,
+    erased_from,
     manifest_from,
     parse,
     receipt_from,
@@ -101,7 +104,7 @@ class Store:
         sink = io.BytesIO()
         pq.write_table(
             table, sink, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL,
-            row_group_size=16384,
+            row_group_size=schema.group_rows,
         )  # fmt: skip
         body = sink.getvalue()
         counted = pq.read_metadata(io.BytesIO(body)).num_rows
@@ -126,22 +129,54 @@ class Store:
         files.put(self.object_url(ref), body)
         return ref
 
+    def erased_url(self, sha256: str) -> str:
+        """Where it is said what stands in the place of an object that held an erased document."""
+        return f"{self.root}/objects/{sha256[:2]}/{sha256}.erased.json"
+
+    def find_erased(self, sha256: str) -> Erased | None:
+        """What was said of an object when a document was erased from it; None: it is whole."""
+        url = self.erased_url(sha256)
+        (body,) = files.read_many([url])
+        return erased_from(parse(body, url), url) if body is not None else None
+
+    def current(self, ref: ObjectRef) -> ObjectRef | None:
+        """The object itself, or what stands in its place since documents were erased from it;
+        None where no row was left."""
+        while (erased := self.find_erased(ref.sha256)) is not None:
+            if erased.successor is None:
+                return None
+            ref = erased.successor
+        return ref
+
+    def _instead(self, ref: ObjectRef) -> ObjectRef | None:
+        """What to read in the place of an object that is not there. Raises DataError for a loss."""
+        found = self.current(ref)
+        if found == ref:
+            raise DataError(
+                f"{self.object_url(ref)} is missing; `loam store verify` lists what else is"
+            )
+        return found
+
     def read_bytes(self, ref: ObjectRef) -> bytes:
         """An object's bytes, checked against its name. Raises DataError when missing or changed."""
         try:
             body = files.read_bytes(self.object_url(ref))
         except FileNotFoundError:
-            raise DataError(
-                f"{self.object_url(ref)} is missing; `loam store verify` lists what else is"
-            ) from None
+            successor = self._instead(ref)
+            return self.read_bytes(successor) if successor else b""
         if hashlib.sha256(body).hexdigest() != ref.sha256:
             raise DataError(f"{self.object_url(ref)} does not hold what its name says")
         return body
 
     def read_table(
-        self, ref: ObjectRef | None, schema: Schema, columns: Sequence[str] | None = None
+        self,
+        ref: ObjectRef | None,
+        schema: Schema,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
     ) -> pa.Table:
-        """An object's rows; the empty table for None, which is what an empty output leaves."""
+        """An object's rows, or those of which `where` holds; groups of rows that cannot have any
+        are not read. The empty table for None, which is what an empty output leaves."""
         if ref is None:
             empty = schema.empty()
             return empty.select(list(columns)) if columns else empty
@@ -150,10 +185,13 @@ class Store:
         try:
             with files.explained(url, "reading"):
                 table = pq.read_table(
-                    path, columns=list(columns) if columns else None, filesystem=filesystem
+                    path,
+                    columns=list(columns) if columns else None,
+                    filesystem=filesystem,
+                    filters=where,
                 )
         except FileNotFoundError:
-            raise DataError(f"{url} is missing; `loam store verify` lists what else is") from None
+            return self.read_table(self._instead(ref), schema, columns, where)
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{url} is not the Parquet it was ({error}); `loam store verify` lists what else "

@@ -78,7 +78,7 @@ import sys
 from flows.cli import main
 for command in {[
     "run", "plan", "status loam.toml", "show tiny", "show tiny --quarantined", "models",
-    "store verify", "store gc --dry-run", "export tiny --to exported",
+    "store verify", "store gc --dry-run", "takedown --list", "export tiny --to exported",
 ]!r}:
     try:
         main(command.split())
@@ -126,6 +126,8 @@ def test_a_store_given_on_the_command_line_replaces_the_config_s(grown: Grown, l
         (["show", "absent"], "there are corpus/tiny, dataset/tiny"),
         (["show", "pin/tiny/tokenizer"], "no ref pin/tiny/tokenizer"),
         (["show", "tiny", "--drops", "absent"], "gopher_few_words"),
+        (["show", "tiny", "--matches"], "no document was dropped for any benchmark"),
+        (["show", "tiny", "--matches", "quiz"], "benchmarks with leaks: none"),
         (["models", "absent"], "there are tiny"),
         (["models", "tiny", "--promote", "9"], "has no version '9'"),
         (["models", "--promote", "1"], "which model"),
@@ -133,7 +135,8 @@ def test_a_store_given_on_the_command_line_replaces_the_config_s(grown: Grown, l
         (["generate", "--model", "tiny@9"], "has no version '9'"),
         (["store", "verify", "--ref", "tiny"], "corpus/tiny"),
         (["store", "verify", "--store", "absent"], "there is nothing in"),
-        (["store", "gc"], "--dry-run"),
+        (["takedown", "example.org"], "--reason"),
+        (["erase", "example.org", "--yes"], "is not taken down"),
         (["export", "dataset/tiny", "--to", "x"], "corpus/tiny"),
         (["repin", "absent", "loam.toml"], "heldout, tokenizer"),
         (["status", "--store", "gopher://x"], "file:// or s3://"),
@@ -217,6 +220,16 @@ def test_the_funnel_balances_stage_by_stage(grown: Grown, loam: Loam) -> None:
         assert after["rows_in"] == before["rows_out"]
     for row in rows:
         assert row["rows_in"] == row["rows_out"] + sum(row["drops"].values())
+
+
+def test_what_was_looked_for_is_shown_with_what_was_found(grown: Grown, loam: Loam) -> None:
+    (heldout,) = as_json(loam, "show", "tiny")["benchmarks"]
+    assert (heldout["name"], heldout["items_leaked"], heldout["documents_dropped"]) == (
+        "heldout", 0, 0
+    )  # fmt: skip
+    assert 0 <= heldout["items_matched"] <= heldout["items"]
+    _, out, _ = loam("show", "tiny")
+    assert "documents dropped" in out
 
 
 def test_the_text_left_at_the_end_is_what_an_export_holds(
@@ -372,6 +385,20 @@ def test_gc_lists_what_nothing_reaches_and_leaves_it(grown_copy: Grown, loam: Lo
     found = as_json(loam, "store", "gc", "--dry-run")
     assert found["objects"] == [f"file://{stray.absolute()}"]
     assert stray.exists()
+
+
+def test_gc_deletes_what_nothing_reaches_and_nothing_else(grown_copy: Grown, loam: Loam) -> None:
+    stray = Path("store/objects/00/00ff.bin")
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"stray")
+    before = {path for path in Path("store").rglob("*") if path.is_file()}
+    code, out, _ = loam("store", "gc", "--keep", "1")
+    assert code == 0
+    assert "deleted 0 receipts, 0 manifests, 1 object, 0 runs" in out
+    after = {path for path in Path("store").rglob("*") if path.is_file()}
+    assert {path for path in before - after if path.suffix != ".lock"} == {stray}
+    assert loam("store", "verify")[0] == 0
+    assert as_json(loam, "plan")["nothing_to_do"] is True
 
 
 def test_a_pin_let_go_of_is_made_anew_by_the_next_run(grown_copy: Grown, loam: Loam) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.decontaminate import LEDGER, MATCHES
+from tasks.decontaminate import LEDGER
+from tasks.matches import MATCHES
 from tasks.signals import SIGNALS
 from tasks.split import HELDOUT
 from tasks.store import schema as schemas
@@ -22,12 +23,13 @@ from tasks.store.rows import digest_hex
 from tasks.store.run import Run
 from tasks.store.schema import Schema
 from tasks.store.store import Store
+from tasks.takedown import TAKEDOWNS
 from tests.tasks.store import chain
 
 PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text(encoding="utf-8")
 SCHEMAS = {
     schema.kind: schema
-    for schema in (*vars(schemas).values(), SIGNALS, MATCHES, LEDGER, HELDOUT)
+    for schema in (*vars(schemas).values(), SIGNALS, MATCHES, LEDGER, HELDOUT, TAKEDOWNS)
     if isinstance(schema, Schema)
 }
 

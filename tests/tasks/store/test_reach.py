@@ -1,19 +1,18 @@
-"""Verifying finds what is missing, changed or stray; garbage is exactly what nothing reaches."""
+"""Verifying finds what is missing, changed or stray."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from llm import files
 from llm.errors import DataError
-from tasks import registry
-from tasks.registry import ModelVersion
 from tasks.store.executors import InlineExecutor, executor_for
+from tasks.store.gc import garbage
 from tasks.store.pins import hold
-from tasks.store.reach import Verdict, garbage, reach, verify
+from tasks.store.reach import Verdict, reach, verify
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.run import Run
 from tasks.store.schema import DROPS
@@ -135,77 +134,3 @@ def test_what_a_killed_run_leaves_is_no_stray(run: Run) -> None:
     publish(run, {"x": SITE})
     chain.extract(run, {"y": chain.ingest(run, "y", {"a": "never published", "b": ""})})
     assert check(run).ok
-
-
-def test_nothing_is_garbage_while_a_ref_reaches_it(run: Run) -> None:
-    publish(run, {"x": SITE})
-    publish(run, {"x": {**SITE, "a": "changed now"}})
-    found = garbage(run.store)
-    assert (found.receipts, found.manifests, found.objects, found.runs, found.bytes) == (
-        (), (), (), (), 0,
-    )  # fmt: skip
-
-
-def test_garbage_is_exactly_what_no_ref_reaches(run: Run) -> None:
-    publish(run, {"x": SITE})
-    kept = set(files.list_urls(run.store.root))
-    chain.extract(run, {"x": chain.ingest(run, "x", {**SITE, "a": "more to come"})})
-    # The snapshot's ref reaches the new shard; only what extract made of it is left to nobody.
-    snapshot = run.store.find_ref("snapshot", "main/x")
-    assert snapshot is not None
-    reached = reach(run.store, only=("snapshot", "main/x"))
-    kept |= {run.store.object_url(ref) for ref in reached.objects.values()}
-    kept |= {run.store.manifest_url(pin) for pin in reached.manifests}
-    found = garbage(run.store)
-    unreached = {url for url in files.list_urls(run.store.root) if url not in kept}
-    assert {*found.receipts, *found.manifests, *found.objects} == unreached
-    assert found.manifests
-    assert found.objects
-    assert found.receipts
-    assert found.bytes == sum(files.size(url) for url in found.objects)
-
-
-def test_removing_garbage_leaves_a_store_that_verifies(run: Run) -> None:
-    publish(run, {"x": SITE})
-    chain.extract(run, {"y": chain.ingest(run, "y", {"a": "never published"})})
-    found = garbage(run.store)
-    for url in (*found.receipts, *found.manifests, *found.objects):
-        files.delete(url)
-    assert check(run).ok
-    chain.extract(run, {"y": chain.ingest(run, "y", {"a": "never published"})})
-
-
-def test_only_the_last_entries_of_a_ref_are_kept(tmp_path: Path) -> None:
-    run = Run(Store.at(str(tmp_path)), "main", "run-1", say=lambda text: None)
-    seen = None
-    for n in range(4):
-        ref = run.store.put_bytes(b"%d" % n, "x", "bin")
-        seen = run.store.move_ref("pin", "main/t", {"object": asdict(ref), "config": {}}, seen)
-    assert len(garbage(run.store, keep=4).objects) == 0
-    assert len(garbage(run.store, keep=1).objects) == 3
-    assert check(run).ok, "verifying looks at the whole history"
-
-
-def test_a_registered_model_keeps_its_files_and_what_they_came_from(run: Run) -> None:
-    manifest = chain.grow(run, {"x": SITE})
-    weights = run.store.put_bytes(b"weights", "weights", "safetensors")
-    before = {*garbage(run.store).objects, *garbage(run.store).manifests}
-    assert run.store.object_url(weights) in before
-    described = ModelVersion(
-        "m", 0, weights.sha256, {"model.safetensors": weights}, {"train": manifest.ref},
-        "h" * 64, {}, "2025-01-01T00:00:00Z",
-    )  # fmt: skip
-    registry.register(run.store, described)
-    after = garbage(run.store)
-    assert (after.objects, after.manifests) == ((), ())
-    assert check(run).ok
-
-
-def test_the_run_of_a_kept_manifest_is_kept(tmp_path: Path) -> None:
-    run = Run(Store.at(str(tmp_path)), "main", "run-1", say=lambda text: None)
-    trained = replace(chain.grow(run, {"x": SITE}), stage="train", summary={"run": "runs/kept"})
-    committed = run.store.commit(trained)
-    run.store.move_ref("model", "main", asdict(committed.ref), None)
-    for name in ("kept", "left"):
-        files.put(f"{run.store.root}/runs/{name}/metrics/0.jsonl", b"{}")
-    assert garbage(run.store).runs == ("runs/left",)
