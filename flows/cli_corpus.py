@@ -21,10 +21,11 @@ from flows.cli_options import (
 )
 from flows.planning import plan_sources
 from flows.running import RunOptions
-from tasks import inspecting
+from tasks import inspecting, leaks
 from tasks.status import store_status
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Optional = Annotated[list[str] | None, Parameter(consume_multiple=(0, 1), negative=())]
 
 
 def status(config: ConfigPath = None, /, *, store: StoreUrl = None, json: Json = False) -> None:
@@ -60,6 +61,7 @@ def show(
     *,
     drops: str | None = None,
     quarantined: Flag = False,
+    matches: Optional = None,
     n: Count = 5,
     store: StoreUrl = None,
     json: Json = False,
@@ -71,11 +73,14 @@ def show(
         loam show corpus/quickstart
         loam show quickstart --drops near_duplicate --n 3
         loam show quickstart --quarantined
+        loam show quickstart --matches gsm8k
 
     Args:
         ref: A ref such as corpus/main or dataset/main; a bare name means the corpus.
         drops: Show documents that were dropped for this reason, with what was measured of them.
         quarantined: Show what could not be read at all, by reason.
+        matches: Show documents that hold text of a benchmark, of this one or of any, beside what
+            of it they hold; `heldout` is the held-out set.
         n: Examples to show.
         store: The store; else LOAM_STORE, else .loam/store.
         json: Print everything as JSON.
@@ -88,11 +93,15 @@ def show(
     elif quarantined:
         groups = inspecting.quarantined(place, line, n)
         showing.say_json(groups) if json else showing.show_quarantined(groups)
+    elif matches is not None:
+        found = leaks.leak_samples(place, line, matches[0] if matches else None, n)
+        showing.say_json(found) if json else showing.show_leaks(found)
     else:
         rows = inspecting.funnel(place, line)
         reasons = inspecting.drops_by_reason(line)
+        counts = leaks.benchmark_counts(line)
         if json:
-            showing.say_json({"funnel": rows, "drops": reasons})
+            showing.say_json({"funnel": rows, "drops": reasons, "benchmarks": counts})
             return
         showing.show_funnel(rows)
         if reasons:
@@ -101,5 +110,8 @@ def show(
             showing.say(
                 f"\nexamples: loam show {ref} --drops {reasons[0].reason}{store_option(store)}"
             )
+        if counts:
+            showing.say()
+            showing.show_benchmarks(counts)
         again = f"loam show {ref}{store_option(store)}"
         showing.show_set_aside(inspecting.quarantined(place, line, 1), again)

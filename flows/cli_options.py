@@ -18,6 +18,9 @@ from tasks.store.store import Store
 DEFAULT_CONFIG = Path("loam.toml")
 ANOTHER = "--store, or LOAM_STORE in the environment, names another store"
 
+# Kinds of ref that name no manifest.
+_NO_LINE = frozenset({"pin", "crawl", "takedown"})
+
 GROW = Group("Grow", sort_key=0)
 LOOK = Group("Look", sort_key=1)
 KEEP = Group("Keep", sort_key=2)
@@ -72,6 +75,6 @@ def find_line(store: Store, name: str) -> list[Manifest]:
         if kind == "corpus" or not rest:
             return [store.manifest(pin) for pin in ref.line]
         return lineage(store, store.manifest(ref.manifest))
-    known = [f"{kind}/{one}" for kind, one in store.list_refs() if kind not in ("pin", "crawl")]
+    known = [f"{kind}/{one}" for kind, one in store.list_refs() if kind not in _NO_LINE]
     there = f"there are {', '.join(known)}" if known else f"there is none yet; {ANOTHER}"
     raise DataError(f"no ref {name} in {store.root}: {there}")

@@ -150,6 +150,9 @@ _CONSEQUENCES = {
     "language-model": "reads the language model's file again and annotates every document with it",
     "compared-tokenizer": "reads the compared tokenizer's file again and counts its tokens",
     "quality-model": "reads the quality model's file again and annotates every document with it",
+    "topic-model": "reads the topic model's file again and annotates every document with it",
+    "quality_cut": "finds the score to cut at from the documents there are then",
+    "quality": "trains a new quality classifier, and annotates every document with it",
 }
 
 

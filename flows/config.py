@@ -13,14 +13,15 @@ from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
-from tasks.decontaminate import DecontaminateConfig
+from tasks.annotate import AnnotateConfig
+from tasks.benchmarks import DecontaminateConfig
 from tasks.dedup import DedupConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.page_text import ExtractConfig
+from tasks.quality import QualityConfig
 from tasks.register import RegisterConfig
 from tasks.scrub import ScrubConfig
 from tasks.select import SelectConfig
-from tasks.signals import AnnotateConfig
 from tasks.sources import Source
 from tasks.split import SplitConfig
 from tasks.tokenise import TokeniseConfig
@@ -72,7 +73,10 @@ class PipelineConfig(Config):
     """Main text out of HTML, and the normalization of all text."""
 
     annotate: AnnotateConfig = AnnotateConfig()
-    """Language and quality signals."""
+    """Language, quality and topic signals."""
+
+    quality: QualityConfig | None = None
+    """Trains a quality classifier on two sets of documents: one for `annotate` to score with."""
 
     select: SelectConfig = SelectConfig()
     """Thresholds over the signals."""
@@ -103,6 +107,15 @@ class PipelineConfig(Config):
 
     registry: RegisterConfig = RegisterConfig()
     """What the model is called and when a version takes over."""
+
+    @model_validator(mode="after")
+    def _one_quality_classifier(self) -> Self:
+        if self.quality and self.annotate.quality_model:
+            raise ValueError(
+                "annotate.quality_model brings a quality classifier and the section quality trains "
+                "one: keep one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sources_have_names_of_their_own(self) -> Self:

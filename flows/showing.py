@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.planning import Plan, PlannedStage
 from tasks import registry
 from tasks.inspecting import DropCount, DropSample, FunnelRow, Quarantined
+from tasks.leaks import BenchmarkCount, Leak
 from tasks.registry import ModelVersion
 from tasks.report_page import format_count, format_duration, format_size
 from tasks.status import StoreStatus
@@ -136,6 +137,27 @@ def show_drop_samples(samples: Sequence[DropSample]) -> None:
                 say(f"    {line}")
 
 
+def show_benchmarks(counts: Sequence[BenchmarkCount]) -> None:
+    show_table(
+        ("benchmark", ">items", ">found", ">leaked", ">documents dropped"),
+        [
+            (row.name, row.items, row.items_matched, row.items_leaked, row.documents_dropped)
+            for row in counts
+        ],
+    )
+
+
+def show_leaks(found: Sequence[Leak]) -> None:
+    for leak in found:
+        say(f"{leak.id}  {leak.reason}  {leak.matched} n-grams, overlap {leak.overlap:g}")
+        if leak.url:
+            say(f"    {leak.url}")
+        say(f"    {leak.benchmark}:{leak.item}")
+        say(f"        {leak.passage}")
+        say("    the document")
+        say(f"        {leak.before} [[ {leak.span} ]] {leak.after}")
+
+
 def show_quarantined(groups: Sequence[Quarantined]) -> None:
     for group in groups:
         n = counted(group.count, "record")
@@ -230,7 +252,7 @@ def _aliases(aliases: Mapping[str, int]) -> str:
 
 
 def show_versions(store: Store, versions: Sequence[ModelVersion]) -> None:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for version in versions:
         aliases = registry.aliases(store, version.name)
         split = version.metrics.get("validation") or next(iter(version.metrics.values()), None)
@@ -245,10 +267,19 @@ def show_versions(store: Store, versions: Sequence[ModelVersion]) -> None:
                 trained["result"]["n_parameters"],
                 trained["run"].removeprefix("runs/"),
                 registry.last_verdict(store, version),
+                _of_taken_down(registry.taken_down(store, version)),
             )
         )
-    columns = ("model", ">version", "aliases", "made", ">bits per byte", ">parameters", "run")
-    show_table((*columns, "gate"), rows, wide=("aliases", "gate"))
+    columns = ["model", ">version", "aliases", "made", ">bits per byte", ">parameters", "run"]
+    columns += ["gate", "note"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    show_table(columns, rows, wide=("aliases", "gate", "note"))
+
+
+def _of_taken_down(documents: int) -> str:
+    """What to say of a model for the documents it was trained on that are taken down."""
+    return f"trained on {counted(documents, 'document')} since taken down" if documents else ""
 
 
 def age(at: str) -> str:

@@ -195,7 +195,7 @@ def _adds_to_shards(manifest: Manifest) -> bool:
     return "corpus" in manifest.inputs and manifest.stage != "dataset"
 
 
-def _before(store: Store, manifest: Manifest) -> tuple[Shard, ...]:
+def shards_before(store: Store, manifest: Manifest) -> tuple[Shard, ...]:
     """The shards as the stage of `manifest` found them."""
     if manifest.stage == "extract":
         sources = [store.manifest(manifest.inputs[role]) for role in sorted(manifest.inputs)]
@@ -211,7 +211,7 @@ def _samples(
     if not rows:
         return []
     ids = [row["id"] for row in rows]
-    urls, texts = _urls(store, manifest, ids), _excerpts(store, manifest, line, ids)
+    urls, texts = _urls(store, manifest, ids), excerpts(store, manifest, line, ids)
     return [
         DropSample(**row, url=urls.get(row["id"]), excerpt=texts.get(row["id"], "")) for row in rows
     ]
@@ -222,7 +222,7 @@ def _first_dropped(
 ) -> list[dict[str, Any]]:
     """The first `n` live rows by id that a stage dropped for each of the reasons."""
     found = {reason: [DROPS.empty()] for reason in reasons}
-    shards = _before(store, manifest)
+    shards = shards_before(store, manifest)
     for shard, receipt in zip(shards, store.receipts(manifest), strict=True):
         if receipt.drops.keys().isdisjoint(found):
             continue
@@ -243,21 +243,22 @@ def _urls(store: Store, manifest: Manifest, ids: Sequence[str]) -> dict[str, str
     while manifest.stage != "extract":
         manifest = store.manifest(manifest.inputs["corpus"])
     found: dict[str, str] = {}
-    for shard in _before(store, manifest):
+    for shard in shards_before(store, manifest):
         for schema in (PAGES, DOCUMENTS):
             rows = _wanted(store, shard.extras.get(schema.kind), schema, ids, ["id", "url"])
             found |= {row["id"]: row["url"] for row in rows if row["id"] not in shard.dead}
     return found
 
 
-def _excerpts(
+def excerpts(
     store: Store, manifest: Manifest, line: Sequence[Manifest], ids: Sequence[str]
 ) -> dict[str, str]:
-    """The beginning of each text as the stage saw it, scrubbed here and now if it was not yet."""
-    if manifest.stage == "extract":
+    """The beginning of each text as the stage saw it, scrubbed here and now if it was not yet; none
+    of what is taken down."""
+    if manifest.stage in ("extract", "takedown"):
         return {}
     found: dict[str, str] = {}
-    for shard in _before(store, manifest):
+    for shard in shards_before(store, manifest):
         for row in _wanted(store, shard.text, DOCUMENTS, ids, ["id", "text"]):
             if row["id"] not in shard.dead:
                 found[row["id"]] = row["text"][:_VIEWED_CHARACTERS]

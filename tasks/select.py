@@ -6,19 +6,22 @@ without its terminal punctuation, and FineWeb's own three. Changing one reads no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm.config import Config
 from llm.errors import ConfigError, DataError
 from tasks.as_task import as_task
 from tasks.signals import DUPLICATE_NGRAMS, SIGNALS, TOP_NGRAMS
-from tasks.store.corpus import Shard, commit_stage, open_corpus
+from tasks.store.corpus import Shard, commit_stage, live_rows, open_corpus
+from tasks.store.pins import Pin, hold
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
 from tasks.store.schema import DOCUMENTS, DROPS
@@ -45,6 +48,14 @@ class SelectConfig(Config):
 
     min_quality: float | None = Field(None, ge=0, le=1)
     """Least score of the quality classifier; off by default, as the scale is the classifier's."""
+
+    quality_quantile: float | None = Field(None, gt=0, lt=1)
+    """Part of the documents to drop by quality, those of the lowest scores. The first run finds the
+    score to cut at and pins it (`quality_cut`), so that more documents never move it. DCLM (Li et
+    al. 2024, section 4.4) keeps the best tenth: 0.9."""
+
+    topics: tuple[str, ...] = ()
+    """Topics to keep, by the topic model's labels; empty keeps all."""
 
     gopher_quality: bool = True
     """Gopher's quality rules (Rae et al. 2021, appendix A.1.1)."""
@@ -144,6 +155,15 @@ class SelectConfig(Config):
     max_newline_ratio: float | None = Field(0.3, ge=0)
     """FineWeb's code, not its paper: more than 3 line breaks in ten words, which are lists."""
 
+    @model_validator(mode="after")
+    def _one_threshold_of_quality(self) -> Self:
+        if self.min_quality is not None and self.quality_quantile is not None:
+            raise ValueError(
+                "min_quality gives the least quality and quality_quantile finds one: set one of "
+                "the two"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -165,8 +185,8 @@ def select_shard(documents: pa.Table, signals: pa.Table, config: SelectConfig) -
 
     `documents` has columns id, digest and license, `signals` those of SIGNALS, row for row for the
     same documents (else DataError). A document leaves by the first of `rules(config)` it breaks,
-    so that counts by reason add up. Raises ConfigError where `min_quality` is set and a document
-    has no score.
+    so that counts by reason add up. Raises ConfigError where a document has no quality or topic and
+    `config` asks for one.
     """
     for column in ("id", "digest"):
         if not documents.column(column).equals(signals.column(column)):
@@ -175,11 +195,8 @@ def select_shard(documents: pa.Table, signals: pa.Table, config: SelectConfig) -
                 f"{signals.num_rows} rows, expected the same documents in the same order; annotate "
                 "this shard again"
             )
-    if config.min_quality is not None and signals.column("quality").null_count:
-        raise ConfigError(
-            "min_quality is set but documents have no quality score; set annotate's quality_model "
-            "or unset min_quality"
-        )
+    _check_measured(signals, "quality", config.min_quality is not None, "min_quality")
+    _check_measured(signals, "topic", bool(config.topics), "topics")
     table = signals.append_column("license", documents.column("license"))
     alive = pa.chunked_array([pa.array([True] * table.num_rows, pa.bool_())])
     parts: list[pa.Table] = []
@@ -190,8 +207,16 @@ def select_shard(documents: pa.Table, signals: pa.Table, config: SelectConfig) -
     return pa.concat_tables([DROPS.empty(), *parts]).sort_by("id").combine_chunks()
 
 
+def _check_measured(signals: pa.Table, signal: str, wanted: bool, setting: str) -> None:
+    if wanted and signals.column(signal).null_count:
+        raise ConfigError(
+            f"{setting} is set but documents have no {signal}; set annotate's {signal}_model or "
+            f"unset {setting}"
+        )
+
+
 def rules(config: SelectConfig) -> list[Rule]:
-    """Every rule that is on, in the order of judgement: language, license and quality, then
+    """Every rule that is on, in the order of judgement: language, license, topic and quality, then
     Gopher's quality and repetition, C4 and FineWeb."""
     found = list(_identity_rules(config))
     if config.gopher_quality:
@@ -213,6 +238,8 @@ def _identity_rules(config: SelectConfig) -> Iterator[Rule]:
             yield Rule("language_score", "language_score", "<", least, "identified")
     if config.licenses is not None:
         yield Rule("license", "license", "not in", config.licenses)
+    if config.topics:
+        yield Rule("topic", "topic", "not in", config.topics)
     if config.min_quality is not None:
         yield Rule("quality", "quality", "<", config.min_quality)
 
@@ -317,9 +344,56 @@ def _drops(rows: pa.Table, rule: Rule) -> pa.Table:
     )
 
 
-def select_request(corpus: Manifest, config: SelectConfig) -> Request:
+def hold_cut(run: Run, corpus: Manifest, quantile: float) -> Pin:
+    """The pinned score below which `quantile` of the first build's live documents were.
+
+    It is another one for another classifier, whose content is part of what it was made with.
+    Raises ConfigError where documents have no score.
+    """
+    models = corpus.payload["pins"]
+    model = models.get("quality") or models.get("quality-model")
+    if model is None:
+        raise ConfigError(
+            "quality_quantile is set but documents have no quality; set annotate's quality_model, "
+            "add a section quality, or unset quality_quantile"
+        )
+
+    def make() -> ObjectRef:
+        shards = open_corpus(run.store, corpus).shards
+        cut = quality_cut((_live_quality(run.store, shard) for shard in shards), quantile)
+        run.say(f"select: documents of a quality under {cut:g} leave")
+        return run.store.put_bytes(json.dumps({"min_quality": cut}).encode(), "cut", "json")
+
+    return hold(run, "quality_cut", {"quality_quantile": quantile, "model": model}, make)
+
+
+def _live_quality(store: Store, shard: Shard) -> pa.ChunkedArray:
+    columns = ["id", "quality"]
+    return live_rows(store, shard, shard.extras.get(SIGNALS.kind), SIGNALS, columns)["quality"]
+
+
+def quality_cut(scores: Iterable[pa.ChunkedArray], quantile: float) -> float:
+    """The score to cut at: of n scores, in ascending order, the one after n * `quantile`, rounded
+    down, others; so many are below it, or fewer where some tie with it.
+
+    `scores` have 6 decimals and lie in [0, 1]. They are counted and not kept, so that memory is
+    flat. Raises DataError where there are none.
+    """
+    counts = np.zeros(10**6 + 1, np.int64)
+    for column in scores:
+        counts += np.bincount(
+            np.rint(column.to_numpy() * 1e6).astype(np.int64), minlength=10**6 + 1
+        )
+    ascending = np.cumsum(counts)
+    if not ascending[-1]:
+        raise DataError("no document is left to find the quantile of quality of")
+    return float(np.searchsorted(ascending, int(ascending[-1] * quantile), "right")) / 1e6
+
+
+def select_request(corpus: Manifest, config: SelectConfig, cut: Pin | None) -> Request:
     """What decides the filters' verdicts: the signals, the text's columns and the thresholds."""
-    return Request(STAGE, config.model_dump(), {"corpus": corpus})
+    pins = {cut.name: cut.object.sha256} if cut else {}
+    return Request(STAGE, config.model_dump(), {"corpus": corpus}, pins)
 
 
 def select_work(store: Store, shard: Shard, config: SelectConfig) -> Outcome:
@@ -332,17 +406,26 @@ def select_work(store: Store, shard: Shard, config: SelectConfig) -> Outcome:
 @as_task("select")
 def select(run: Run, corpus: Manifest, config: SelectConfig) -> Manifest:
     """Drops what fails a threshold over the stored signals: nothing is measured again."""
-    request = select_request(corpus, config)
+    cut = None
+    if config.quality_quantile is not None:
+        cut = hold_cut(run, corpus, config.quality_quantile)
+    request = select_request(corpus, config, cut)
     if done := reuse(run, request):
         return done
+    applied = config
+    if cut is not None:
+        found = json.loads(run.store.read_bytes(cut.object))
+        applied = config.model_copy(update={"quality_quantile": None, **found})
     shards = open_corpus(run.store, corpus).shards
     actions = [
         Action(
-            {**shard.inputs, "signals": _digest(shard.extras.get(SIGNALS.kind))}, (shard, config)
+            {**shard.inputs, "signals": _digest(shard.extras.get(SIGNALS.kind))}, (shard, applied)
         )
         for shard in shards
     ]
-    return commit_stage(run, request, run_actions(run, request, select_work, actions), shards)
+    receipts = run_actions(run, request, select_work, actions)
+    summary = {"quality_cut": applied.min_quality} if cut else {}
+    return commit_stage(run, request, receipts, shards, summary=summary)
 
 
 def _digest(ref: ObjectRef | None) -> str:

@@ -14,8 +14,8 @@ from llm.metrics import read_metrics
 from tasks import registry
 from tasks.store.store import Ref, Store
 
-# Kinds of ref that are shown in a table of their own.
-_APART = frozenset({"snapshot", "pin", "crawl"})
+# Kinds of ref that are shown in a table of their own, or by a command of their own.
+_APART = frozenset({"snapshot", "pin", "crawl", "takedown"})
 
 
 @dataclass(frozen=True)

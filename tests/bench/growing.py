@@ -47,7 +47,8 @@ def _grow_here(path: Path) -> dict[str, Any]:
     with mock.patch("tasks.as_task.in_prefect", lambda name, function: function):
         with open_run(config, RunOptions(), say=lambda text: print(text, file=sys.stderr)) as run:
             corpus = grow_corpus(run, config)
-            publish(run, dataset(run, tokenise(run, corpus, config.tokenizer)), "dataset")
+            tokens = tokenise(run, corpus, config.tokenizer)
+        publish(run, dataset(run, tokens, config.tokenizer), "dataset")
     here = resource.getrusage(resource.RUSAGE_SELF)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     manifests = [visit for visit in run.visits if isinstance(visit.result, Manifest)]

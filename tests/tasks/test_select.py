@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import ConfigError, DataError
-from tasks.select import SelectConfig, rules, select_shard
-from tasks.signals import SIGNAL_NAMES, SIGNALS, AnnotateConfig, annotate_shard
+from tasks.annotate import Classifiers, annotate_shard
+from tasks.select import SelectConfig, quality_cut, rules, select_shard
+from tasks.signals import SIGNAL_NAMES, SIGNALS
 from tasks.store.schema import DOCUMENTS, DROPS
 from tests.shared_data import shared_data
 
@@ -48,7 +49,7 @@ def prose(texts: list[str], language: str | None = None) -> tuple[pa.Table, pa.T
         for i, text in enumerate(texts)
     ]
     table = DOCUMENTS.table(rows)
-    return table, annotate_shard(table, AnnotateConfig(), None, None)
+    return table, annotate_shard(table, Classifiers())
 
 
 def test_the_defaults_are_the_published_thresholds():
@@ -92,7 +93,7 @@ def test_the_defaults_are_the_published_thresholds():
 
 
 def test_every_rule_reads_a_signal_that_is_stored():
-    config = SelectConfig(languages=("en",), min_quality=0.5, licenses=())
+    config = SelectConfig(languages=("en",), min_quality=0.5, licenses=(), topics=("law",))
     for rule in rules(config):
         assert rule.signal in (*SIGNALS.arrow.names, "license")
 
@@ -158,6 +159,39 @@ def test_quality_is_a_threshold_on_the_classifiers_score():
     ]
     with pytest.raises(ConfigError, match="quality_model"):
         reasons(SelectConfig(min_quality=0.5), {"quality": None})
+
+
+def test_topics_outside_the_allow_list_leave():
+    rows: list[dict[str, object]] = [{"topic": "law"}, {"topic": "sport"}]
+    assert reasons(SelectConfig(topics=("law", "art")), *rows) == [None, "topic"]
+    assert reasons(SelectConfig(), *rows) == [None, None]
+    with pytest.raises(ConfigError, match="topic_model"):
+        reasons(SelectConfig(topics=("law",)), {"topic": None})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 10**6).map(lambda n: n / 10**6) | st.just(0.5), min_size=1),
+    st.floats(0.01, 0.99),
+    st.integers(1, 5),
+)
+def test_the_cut_is_the_score_after_so_many_of_the_lowest(scores, quantile, n_shards):
+    parts = (pa.chunked_array([pa.array(scores[i::n_shards])]) for i in range(n_shards))
+    cut = quality_cut(parts, quantile)
+    lowest = int(len(scores) * quantile)
+    assert cut == sorted(scores)[lowest]
+    assert sum(score < cut for score in scores) <= lowest
+    assert sum(score <= cut for score in scores) > lowest
+
+
+def test_there_is_no_cut_through_nothing():
+    with pytest.raises(DataError, match="no document is left"):
+        quality_cut(iter([pa.chunked_array([], pa.float64())]), 0.3)
+
+
+def test_a_threshold_of_quality_is_given_or_found_but_not_both():
+    with pytest.raises(ValueError, match="set one of the two"):
+        SelectConfig(min_quality=0.5, quality_quantile=0.3)
 
 
 def test_rules_about_english_words_spare_other_languages():
