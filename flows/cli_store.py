@@ -159,7 +159,8 @@ _CONSEQUENCES = {
 def repin(pin: str, config: Path, /, *, store: StoreUrl = None) -> None:
     """Let go of something a pipeline learnt and holds, so that the next run learns it anew.
 
-    The pins: tokenizer, heldout, benchmark-NAME, language-model, quality-model.
+    The pins: tokenizer, compared-tokenizer, heldout, benchmark-NAME, language-model,
+    quality-model, topic-model, quality, quality_cut.
 
         loam repin tokenizer my.toml
 

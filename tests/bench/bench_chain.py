@@ -134,7 +134,9 @@ def _grow(
         open_run(config, RunOptions(refresh=refresh), say=lambda _: None) as run,
     ):
         corpus = grow_corpus(run, config)
-        publish(run, dataset(run, tokenise(run, corpus, config.tokenizer), config.tokenizer), "dataset")
+        publish(
+            run, dataset(run, tokenise(run, corpus, config.tokenizer), config.tokenizer), "dataset"
+        )
     found = {v.name: v.result for v in run.visits if isinstance(v.result, Manifest)}
     return found, sum(s for name, s in seconds.items() if name != "ingest"), seconds
 
