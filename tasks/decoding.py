@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
+CONTROLS = bytes((*range(9), 0x0B, *range(0x0E, 0x20), 0x7F))
 """Control characters that mean nothing in text; tabs, line breaks and form feeds are not these."""
 
 
@@ -32,10 +32,10 @@ def looks_binary(payload: bytes, charset: str | None) -> bool:
     return b"\0" in head and not (charset or "").startswith(("utf-16", "utf16"))
 
 
-def decode(
+def to_utf8(
     payload: bytes, charset: str | None, max_bad_share: float, max_control_share: float
-) -> str | None:
-    """The text of `payload`, or None where no encoding fits well enough.
+) -> bytes | None:
+    """The text of `payload` in UTF-8, or None where no encoding fits well enough.
 
     In order: a byte order mark; UTF-8, since text in another encoding hardly ever is valid UTF-8 by
     chance (Duerst, "The properties and promises of UTF-8", 1997); the HTTP charset; the one in a
@@ -54,8 +54,12 @@ def decode(
             break
     for name in encodings:
         text = _decode_as(payload, name, max_bad_share)
-        if text is not None and len(CONTROL.findall(text)) <= max_control_share * len(text):
-            return text
+        if text is None:
+            continue
+        as_it_was = name == "utf-8" and "\ufffd" not in text
+        utf8 = payload if as_it_was else text.encode("utf-8", "replace")
+        if len(utf8) - len(utf8.translate(None, CONTROLS)) <= max_control_share * len(text):
+            return utf8
     return None
 
 

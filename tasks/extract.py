@@ -31,7 +31,7 @@ from tasks.store.schema import DOCUMENTS, DROPS, PAGES
 from tasks.store.stage import Stage
 from tasks.store.store import Store
 
-STAGE = Stage("extract", 1, ("ftfy", "lxml", "resiliparse", "trafilatura", "unicode"))
+STAGE = Stage("extract", 2, ("ftfy", "lxml", "resiliparse", "trafilatura", "unicode"))
 
 
 def extract_shard(

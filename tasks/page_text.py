@@ -1,21 +1,21 @@
-"""Text out of pages and imported records: decoding, main content, repair, normal form.
+"""Text out of one page: decoding, main content, repair, normal form.
 
-`extract_shard` turns crawled pages into documents, `normalize_shard` does the same for records
-that were imported as text. Both give every input row back exactly once: as a document, or as a
-drop that says why it is none. Nothing on a page can make them raise.
+A page becomes text, title, language and license, or a reason why it is no document. Nothing on a
+page can make it raise. Which blocks are main content, `tasks/main_content.py` says.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from llm.config import Config
-from tasks.decoding import CONTROL, decode, looks_binary, parse_content_type
+from tasks.decoding import looks_binary, parse_content_type, to_utf8
+from tasks.main_content import Survey, prune, survey
+from tasks.repair import Family, filter_characters, repair_text
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree, Node
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 class ExtractConfig(Config):
     """How text is taken from pages and brought to normal form."""
 
+    max_link_share: float = Field(0.8, gt=0, le=1)
+    """A block with this share of its letters in links or more is navigation and left out
+    (trafilatura's `link_density_test` has 0.8 too)."""
+
     min_main_share: float = Field(0.1, ge=0, le=1)
-    """Below this share of a page's visible characters, resiliparse's main content is taken for a
-    failure and trafilatura is asked too; the longer text wins. On Debian's documentation 0.1
-    sends link lists alone to trafilatura, which costs twenty times as much (Bevendorff et al.,
-    "An empirical comparison of web content extraction algorithms", SIGIR 2023, compare the two)."""
+    """Below this share of a page's letters the main content is taken for a failure: lists of
+    links are put back first, then trafilatura is asked too, and the longer text wins. It costs
+    twenty times as much as the rest (Bevendorff et al., "An empirical comparison of web content
+    extraction algorithms", SIGIR 2023, compare extractors); no page of Debian's documentation
+    needs it."""
 
     max_page_bytes: int = Field(16_000_000, ge=1)
     """A larger HTML page is dropped as `too_large`: its tree takes some twenty times its size."""
 
     max_depth: int = Field(2000, ge=1)
-    """HTML elements nested deeper are dropped as `too_complex`, since the cost of finding the main
-    content grows as the square of the depth: 0.07 s here, minutes at 100,000. Blink stops at 512
-    (kMaximumHTMLParserDOMTreeDepth)."""
+    """HTML elements nested deeper are dropped as `too_complex`: nobody writes them, and trafilatura
+    takes time that grows as their square. Blink stops at 512 (kMaximumHTMLParserDOMTreeDepth)."""
 
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """An encoding is believed while at most this share of the non-ASCII characters it yields are
@@ -47,6 +51,13 @@ class ExtractConfig(Config):
 
     repair_encoding: bool = True
     """Whether ftfy repairs mojibake (text that was once decoded with the wrong encoding)."""
+
+    remove_characters: tuple[Family, ...] = ("noncharacters", "soft_hyphens")
+    """Families of special characters that are taken out of every text (`tasks/repair.py` lists
+    them). The two defaults never mean anything: Unicode reserves noncharacters for use inside
+    programs (The Unicode Standard, 23.7), and a soft hyphen says where a line may break (UAX 14).
+    The others can: zero-width spaces part words in Thai and Khmer, joiners shape Persian and Hindi
+    and hold emoji together, private-use characters write what Unicode lacks."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,12 @@ def extract_page(
     if len(payload) > config.max_page_bytes:
         limit = config.max_page_bytes
         return Rejected("too_large", "bytes in the page", float(len(payload)), float(limit))
-    decoded = decode(payload, charset, config.max_bad_share, config.max_control_share)
-    if decoded is None:
+    utf8 = to_utf8(payload, charset, config.max_bad_share, config.max_control_share)
+    if utf8 is None:
         return Rejected("undecodable", f"no encoding fits (declared: {charset or 'none'})")
     if kind in _HTML_TYPES:
-        return _extract_html(decoded, url, config)
-    text = checked(normalize_text(decoded, config))
+        return _extract_html(utf8, url, config)
+    text = checked(normalize_text(utf8.decode(), config))
     return text if isinstance(text, Rejected) else Extracted(text, None, None, None)
 
 
@@ -102,46 +113,48 @@ _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
 _HTML_START = re.compile(rb"\s*(?:<\?xml|<!--|<!doctype\s+html|<(?:html|head|body|title)\b)", re.I)
 
 
-def _extract_html(html: str, url: str, config: ExtractConfig) -> Extracted | Rejected:
-    from resiliparse.parse.html import HTMLTree
-
-    if _HUGE_TAG.search(html):
-        return Rejected("too_complex", "a tag with more than 5000 attributes")
+def _extract_html(html: bytes, url: str, config: ExtractConfig) -> Extracted | Rejected:
+    page = survey(html)
+    if page.attributes > _MAX_ATTRIBUTES:
+        return Rejected("too_complex", f"a tag with more than {_MAX_ATTRIBUTES} attributes")
+    pruned, unlinked = prune(html, page, config.max_link_share)
+    if unlinked <= config.min_main_share * page.letters:
+        pruned, _ = prune(html, page, _ANY_LINKS)
     try:
-        tree = HTMLTree.parse(html)
-        if _may_be_deep(html, config.max_depth) and _is_deep(tree, config.max_depth):
-            limit = config.max_depth
-            return Rejected("too_complex", "nested elements", float(limit + 1), float(limit))
-        # Read before `_main_text`, which changes the tree.
-        title = _title(tree, config)
-        language = _language(tree)
-        license_ = _license(tree, url)
-        main = _main_text(tree, html, config)
+        found = _parsed(html, pruned, page, url, config)
     except MemoryError:
         raise
     except Exception as error:
         # Two parsers of foreign input: whatever a page does to them, it is that page's drop.
         return Rejected("extractor_failed", type(error).__name__)
-    text = checked(normalize_text(main, config))
-    return text if isinstance(text, Rejected) else Extracted(text, title, language, license_)
+    if isinstance(found, Rejected):
+        return found
+    normal = checked(normalize_text(found.text, config))
+    return normal if isinstance(normal, Rejected) else replace(found, text=normal)
 
 
 # resiliparse takes time quadratic in the number of attributes of one tag: 5 s for 50,000.
-_HUGE_TAG = re.compile(r"<[a-zA-Z](?:[^<>=]*=){5001}")
+_MAX_ATTRIBUTES = 5000
+_ANY_LINKS = 2.0
 
 
-def _may_be_deep(html: str, limit: int) -> bool:
-    """Whether start tags ever outnumber end tags by `limit`: a cheap bound on the depth, too
-    high where end tags are left out."""
-    import numpy as np
+def _parsed(
+    html: bytes, pruned: bytes, page: Survey, url: str, config: ExtractConfig
+) -> Extracted | Rejected:
+    """What two parsers make of a page, its text not yet in normal form."""
+    from resiliparse.parse.html import HTMLTree
 
-    if html.count("<") <= limit:
-        return False
-    data = np.frombuffer(html.encode("utf-8", "replace") + b" ", dtype=np.uint8)
-    after = data[np.flatnonzero(data[:-1] == ord("<")) + 1] | 0x20
-    steps = ((after >= ord("a")) & (after <= ord("z"))).astype(np.int64)
-    steps -= after == ord("/")
-    return bool(np.cumsum(steps).max() > limit)
+    tree = HTMLTree.parse_from_bytes(pruned, "utf-8")
+    limit = config.max_depth
+    if page.depth > limit and _is_deep(tree, limit):
+        return Rejected("too_complex", "nested elements", float(limit + 1), float(limit))
+    main = _plain_text(tree)
+    if page.letters and len(main) <= config.min_main_share * (page.letters - page.linked):
+        import trafilatura
+
+        other = trafilatura.extract(html.decode(), include_comments=False) or ""
+        main = max(main, other, key=_visible_length)
+    return Extracted(main, _title(tree, config), _language(tree), _license(html, url))
 
 
 def _is_deep(tree: HTMLTree, limit: int) -> bool:
@@ -159,42 +172,24 @@ def _is_deep(tree: HTMLTree, limit: int) -> bool:
     return False
 
 
-def _main_text(tree: HTMLTree, html: str, config: ExtractConfig) -> str:
+def _plain_text(tree: HTMLTree) -> str:
+    """The visible text of a tree, cells of tables parted by one tab.
+
+    resiliparse parts them by two, and keeps the empty ones that lay out a page.
+    """
     from resiliparse.extract.html2text import extract_plain_text
 
-    visible = _visible_length(extract_plain_text(tree))
-    _deepen_lists(tree)
-    main = _CELL_BREAK.sub("\t", _EMPTY_CELL.sub("", extract_plain_text(tree, main_content=True)))
-    if _visible_length(main) >= config.min_main_share * visible:
-        return main
-    import trafilatura
-
-    other = trafilatura.extract(html, include_comments=False, include_tables=True) or ""
-    return other if _visible_length(other) > _visible_length(main) else main
+    text = extract_plain_text(tree)
+    if "\t\t" not in text:
+        return text
+    return "\n".join([_cells(line) if "\t\t" in line else line for line in text.split("\n")])
 
 
-# resiliparse parts table cells with two tabs; empty cells before the first word are layout.
-_EMPTY_CELL = re.compile(r"^(?:[ \xa0]+\t\t)+[ \xa0]*", re.M)
-_CELL_BREAK = re.compile(r"(?<=\S)[ \xa0]*\t\t[ \xa0]*")
-
-
-def _deepen_lists(tree: HTMLTree) -> None:
-    """Wrap the lists near the body in three more elements.
-
-    resiliparse drops every `ul` less than four levels below the root as navigation, and judges
-    deeper ones by their share of links; a plain page keeps its lists there.
-    """
-    if tree.body is None:
-        return
-    for found in tree.body.query_selector_all("body > ul, body > * > ul, body > * > * > ul")[:]:
-        place: Node = found
-        for _ in range(3):
-            wrapper = tree.create_element("div")
-            if wrapper is None or place.parent is None:
-                break
-            place.parent.insert_before(wrapper, place)
-            wrapper.append_child(place)
-            place = wrapper
+def _cells(row: str) -> str:
+    first, *others = row.split("\t\t")
+    while others and not first.strip():
+        first = others.pop(0).lstrip(" \xa0")
+    return "\t".join([first.rstrip(" \xa0"), *(cell.strip(" \xa0") for cell in others)])
 
 
 def _visible_length(text: str) -> int:
@@ -210,8 +205,7 @@ def _title(tree: HTMLTree, config: ExtractConfig) -> str | None:
 
 
 def _language(tree: HTMLTree) -> str | None:
-    document = tree.document
-    root = document.query_selector("html") if document is not None else None
+    root = tree.document.document_element if tree.document is not None else None
     if root is None:
         return None
     return primary_language(root.getattr("lang") or root.getattr("xml:lang"))
@@ -223,22 +217,43 @@ def primary_language(tag: str | None) -> str | None:
     return found.group(1).lower() if found else None
 
 
-def _license(tree: HTMLTree, url: str) -> str | None:
+def _license(html: bytes, url: str) -> str | None:
     """The license the page links to: by rel=license, else by the one Creative Commons link.
 
-    Links to several licenses, as on a page about licenses, tell nothing of the page's own.
+    Links to several licenses, as on a page about licenses, tell nothing of the page's own. Only
+    tags that hold one of two hints are parsed: such a link is often in a footer, which the
+    tree of the main content has not.
     """
+    lower = html.lower()
+    places = [found.start() for hint in _LICENSE_HINTS for found in hint.finditer(lower)]
+    tags = {_tag_around(html, place) for place in places} - {b""}
+    if not tags:
+        return None
     from urllib.parse import urljoin
 
-    document = tree.document
-    if document is None:
-        return None
+    from resiliparse.parse.html import HTMLTree
+
+    document = HTMLTree.parse_from_bytes(b"".join(sorted(tags)), "utf-8").document
     for selector in ("[rel~=license]", "a[href*='creativecommons.org/']"):
-        links = document.query_selector_all(selector)[:]
+        links = document.query_selector_all(selector)[:] if document is not None else []
         found = {license_id(urljoin(url, link.getattr("href") or "")) for link in links} - {None}
         if found:
             return found.pop() if len(found) == 1 else None
     return None
+
+
+# Two, since each is sought by the letters it starts with, which is fast.
+_LICENSE_HINTS = (
+    re.compile(rb"rel\s*=\s*[\"']?[^\"'<>]*license"),
+    re.compile(rb"creativecommons\.org/"),
+)
+
+
+def _tag_around(html: bytes, place: int) -> bytes:
+    """The tag that holds the byte at `place`; nothing if that byte is in text."""
+    start, end = html.rfind(b"<", 0, place), html.find(b">", place)
+    inside = start >= 0 and end >= 0 and html.find(b">", start, place) < 0
+    return html[start : end + 1] if inside else b""
 
 
 def license_id(url: str) -> str | None:
@@ -267,39 +282,21 @@ _LICENSES = tuple(
 def normalize_text(text: str, config: ExtractConfig) -> str:
     """`text` with its encoding repaired, in NFC, its white space plain and its lines kept.
 
-    ftfy (Speer 2019) runs with its defaults but for three options: `uncurl_quotes`, since curly
-    quotes are what the author wrote; `unescape_html`, since an entity that is left after parsing is
-    meant; and `fix_character_width`, since it makes Latin punctuation of Chinese and Japanese. That
-    is: unescape_html=False, remove_terminal_escapes=True, fix_encoding=`repair_encoding`,
-    restore_byte_a0=True, replace_lossy_sequences=True, decode_inconsistent_utf8=True,
-    fix_c1_controls=True, fix_latin_ligatures=True, fix_character_width=False, uncurl_quotes=False,
-    fix_line_breaks=True, fix_surrogates=True, remove_control_chars=True, normalization="NFC",
-    max_decode_length=1000000.
-
-    Then: every space separator of Unicode (Zs) becomes a space, soft hyphens go, lines end where
-    their text ends, at most one line stays blank between two, and the text starts with its first
-    line (indentation kept) and ends with its last. The result holds no lone surrogates.
+    First what `tasks.repair.repair_text` says. Then `config.remove_characters` go, every space
+    separator of Unicode (Zs) becomes a space, lines end where their text ends, at most one line
+    stays blank between two, and the text starts with its first line (indentation kept) and ends
+    with its last. The result holds no lone surrogates.
     """
-    import ftfy
-
-    options = ftfy.TextFixerConfig(
-        unescape_html=False,
-        fix_encoding=config.repair_encoding,
-        fix_character_width=False,
-        uncurl_quotes=False,
-        explain=False,
-    )
-    fixed = ftfy.fix_text(text.translate(_LINE_BREAKS), options).translate(_SPACES)
-    lines = (line.rstrip(" \t") for line in CONTROL.sub("", fixed).split("\n"))
-    fixed = _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
-    return unicodedata.normalize("NFC", fixed)
+    text = text.replace("\x0b", "\n").replace("\x0c", "\n")
+    text = repair_text(text, config.repair_encoding).replace("\xa0", " ")
+    text = filter_characters(text, (*config.remove_characters, "spaces"))
+    if " \n" in text or "\t\n" in text:
+        text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip("\n").rstrip(" \t\n")
 
 
-_LINE_BREAKS = {0x0B: "\n", 0x0C: "\n"}
-_SPACES: dict[int, str | None] = dict.fromkeys(
-    (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "
-)
-_SPACES[0xAD] = None
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 

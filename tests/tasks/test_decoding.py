@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.decoding import decode, looks_binary, parse_content_type
+from tasks.decoding import looks_binary, parse_content_type, to_utf8
 
 JAPANESE = "これは日本語の文章です。吾輩は猫である。名前はまだ無い。"
 RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастлива по-своему."
@@ -14,7 +14,8 @@ FRENCH = "Déjà l'été s'achève à la plage où naît une forêt rêvée, pr�
 
 
 def read(payload: bytes, charset: str | None = None) -> str | None:
-    return decode(payload, charset, max_bad_share=0.05, max_control_share=0.01)
+    utf8 = to_utf8(payload, charset, max_bad_share=0.05, max_control_share=0.01)
+    return None if utf8 is None else utf8.decode()
 
 
 @pytest.mark.parametrize(
