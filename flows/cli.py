@@ -19,7 +19,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import cli_corpus, cli_model, cli_store, cli_takedown, showing
+from flows import cli_card, cli_corpus, cli_model, cli_store, cli_takedown, cli_trace, showing
 from flows.cli_options import (
     GROW,
     KEEP,
@@ -53,6 +53,10 @@ app = App(
 )
 for command in (cli_corpus.status, cli_corpus.show, cli_model.models, cli_model.generate):
     app.command(command, group=LOOK)
+app.command(cli_trace.trace, group=LOOK)
+app.command(cli_trace.diff, group=LOOK)
+app.command(cli_trace.replay, group=LOOK)
+app.command(cli_card.card, group=LOOK)
 app.command(cli_store.export, group=KEEP)
 app.command(cli_store.repin, group=KEEP)
 app.command(cli_takedown.takedown, group=KEEP)
@@ -90,6 +94,7 @@ def run(
     sample: Sample = None,
     refresh: Flag = False,
     accept_losses: Flag = False,
+    accept_alarms: Flag = False,
     store: StoreUrl = None,
     json: Json = False,
     verbose: Flag = False,
@@ -109,12 +114,19 @@ def run(
             nothing real is moved.
         refresh: Look at every source again, however lately it was read.
         accept_losses: Go on where a source has lost more documents than its max_loss allows.
+        accept_alarms: Publish the corpus though alarms.on = "stop" and something about it is
+            unusual.
         store: Another place for the artifacts than the config's store.root.
         json: Print what was done as JSON, and everything else to standard error.
         verbose: Show Prefect's own log as well.
     """
     path, pipeline = load(config, store)
-    options = RunOptions(refresh=refresh, sample=sample, accept_losses=accept_losses)
+    options = RunOptions(
+        refresh=refresh,
+        sample=sample,
+        accept_losses=accept_losses,
+        accept_alarms=accept_alarms,
+    )
     with redirect_stdout(sys.stderr) if json else nullcontext():
         planned = make_plan(pipeline, options)
         if planned.nothing_to_do:

@@ -22,6 +22,8 @@ from flows.cli_options import (
 from flows.planning import plan_sources
 from flows.running import RunOptions
 from tasks import inspecting, leaks
+from tasks.alarms import read_alarms
+from tasks.canaries import canary_counts
 from tasks.status import store_status
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -97,12 +99,16 @@ def show(
         found = leaks.leak_samples(place, line, matches[0] if matches else None, n)
         showing.say_json(found) if json else showing.show_leaks(found)
     else:
+        unusual = [alarm for one in line if one.stage == "alarms" for alarm in read_alarms(one)]
         rows = inspecting.funnel(place, line)
         reasons = inspecting.drops_by_reason(line)
         counts = leaks.benchmark_counts(line)
+        caught = canary_counts(line)
         if json:
-            showing.say_json({"funnel": rows, "drops": reasons, "benchmarks": counts})
+            parts = {"alarms": unusual, "funnel": rows, "drops": reasons, "benchmarks": counts}
+            showing.say_json({**parts, "canaries": caught})
             return
+        showing.show_alarms(unusual)
         showing.show_funnel(rows)
         if reasons:
             showing.say()
@@ -113,5 +119,8 @@ def show(
         if counts:
             showing.say()
             showing.show_benchmarks(counts)
+        if caught:
+            showing.say()
+            showing.show_canaries(caught)
         again = f"loam show {ref}{store_option(store)}"
         showing.show_set_aside(inspecting.quarantined(place, line, 1), again)

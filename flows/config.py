@@ -13,15 +13,17 @@ from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
+from tasks.alarms import AlarmConfig
 from tasks.annotate import AnnotateConfig
 from tasks.benchmarks import DecontaminateConfig
-from tasks.dedup import DedupConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.page_text import ExtractConfig
+from tasks.planting import CanaryConfig
 from tasks.quality import QualityConfig
 from tasks.register import RegisterConfig
 from tasks.scrub import ScrubConfig
 from tasks.select import SelectConfig
+from tasks.signatures import DedupConfig
 from tasks.sources import Source
 from tasks.split import SplitConfig
 from tasks.tokenise import TokeniseConfig
@@ -92,6 +94,12 @@ class PipelineConfig(Config):
 
     split: SplitConfig = SplitConfig()
     """What is held out."""
+
+    canaries: CanaryConfig | None = None
+    """Plants made-up defects beside the corpus, and measures what the stages catch of them."""
+
+    alarms: AlarmConfig = AlarmConfig()
+    """What is unusual about a corpus, and whether a run stops for it."""
 
     tokenizer: TokeniseConfig = TokeniseConfig()
     """The tokenizer."""

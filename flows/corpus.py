@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flows.config import PipelineConfig
+from tasks.alarms import alarms
 from tasks.annotate import annotate
+from tasks.canaries import beside, canaries
+from tasks.card import card
+from tasks.census import census
 from tasks.decontaminate import decontaminate
-from tasks.dedup import dedup, signatures
+from tasks.dedup import dedup
 from tasks.extract import extract
 from tasks.ingest import ingest
 from tasks.matches import matches
+from tasks.planting import SOURCE, CanaryConfig, plant
 from tasks.publish import publish
 from tasks.scrub import scrub
 from tasks.select import select
+from tasks.signatures import signatures
 from tasks.split import split
 from tasks.store.records import Manifest
 from tasks.store.run import Run
@@ -25,6 +33,17 @@ def grow_corpus(run: Run, config: PipelineConfig) -> Manifest:
     drops or labels.
     """
     snapshots = {source.name: ingest(run, source) for source in config.sources}
+    cleaned = clean(run, snapshots, config)
+    labelled = split(run, cleaned, config.split)
+    if config.canaries is not None:
+        try_canaries(run, labelled, config, config.canaries)
+    counted = census(run, labelled)
+    card(run, labelled, counted, alarms(run, labelled, config.alarms))
+    return publish(run, labelled, "corpus")
+
+
+def clean(run: Run, snapshots: Mapping[str, Manifest], config: PipelineConfig) -> Manifest:
+    """What the corpus and its canaries go through alike."""
     text = extract(run, snapshots, config.extract)
     annotated = annotate(run, text, config.annotate, config.quality)
     chosen = select(run, annotated, config.select)
@@ -33,6 +52,15 @@ def grow_corpus(run: Run, config: PipelineConfig) -> Manifest:
     unique = dedup(run, signed, config.dedup)
     private = scrub(run, unique, config.scrub)
     matched = matches(run, private, config.decontaminate, config.split)
-    clean = decontaminate(run, matched, config.decontaminate)
-    labelled = split(run, clean, config.split)
-    return publish(run, labelled, "corpus")
+    return decontaminate(run, matched, config.decontaminate)
+
+
+def try_canaries(
+    run: Run, labelled: Manifest, config: PipelineConfig, wanted: CanaryConfig
+) -> Manifest:
+    """Made-up defects in copies of documents, sent the same way beside the corpus."""
+    aside = beside(run)
+    stages = (config.select, config.dedup, config.scrub, config.decontaminate)
+    planted = plant(aside, labelled, wanted, *stages)
+    cleaned = clean(aside, {SOURCE: planted}, config)
+    return canaries(run, planted, cleaned, wanted)

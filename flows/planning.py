@@ -30,7 +30,7 @@ from tasks.train import run_url_of, train_request
 
 CORPUS_STAGES = (
     "extract", "annotate", "select", "takedown", "signatures", "dedup", "scrub", "matches",
-    "decontaminate", "split", "publish corpus",
+    "decontaminate", "split", "canaries", "census", "alarms", "card", "publish corpus",
 )  # fmt: skip
 MODEL_STAGES = (
     "tokenise", "dataset", "publish dataset", "train", "evaluate", "export", "register"
@@ -59,6 +59,7 @@ COSTS = {
     "matches": Cost(0.15e-6, 0.01),
     "decontaminate": Cost(2e-8, 0.01),
     "split": Cost(2e-8, 0.01),
+    "census": Cost(2e-8, 0.01),
     "tokenise": Cost(1e-6, 0.3),
     "dataset": Cost(0.1e-6, 0.03),
 }
@@ -152,7 +153,8 @@ def _quiet(_: str) -> None:
 
 def stage_names(config: PipelineConfig) -> tuple[str, ...]:
     """The stages after the sources, in the order of the recipes."""
-    return CORPUS_STAGES + (MODEL_STAGES if config.model is not None else ())
+    stages = CORPUS_STAGES + (MODEL_STAGES if config.model is not None else ())
+    return tuple(name for name in stages if name != "canaries" or config.canaries is not None)
 
 
 def _look_at(run: Run, source: Source) -> PlannedStage:

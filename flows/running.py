@@ -40,6 +40,9 @@ class RunOptions(Config):
     accept_losses: bool = False
     """Go on where a source has lost more documents than its `max_loss` allows."""
 
+    accept_alarms: bool = False
+    """Publish a corpus whose alarms would stop the run (`alarms.on = "stop"`)."""
+
 
 def run_name(config: PipelineConfig, sample: int | None) -> str:
     """The name that refs and pins carry. A sample has its own, so that it never moves the real."""
@@ -81,6 +84,7 @@ def open_run(
             planning=planning,
             refresh=options.refresh,
             accept_losses=options.accept_losses,
+            accept_alarms=options.accept_alarms,
             sample=options.sample,
             provenance=provenance(),
             say=say,

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from flows.planning import Plan, PlannedStage
 from tasks import registry
+from tasks.alarms import Alarm
+from tasks.canaries import CanaryCount
 from tasks.inspecting import DropCount, DropSample, FunnelRow, Quarantined
 from tasks.leaks import BenchmarkCount, Leak
 from tasks.registry import ModelVersion
@@ -115,6 +117,14 @@ def show_funnel(rows: Sequence[FunnelRow]) -> None:
     show_table(("stage", ">rows in", ">rows out", ">dropped", ">text left", ">work"), cells)
 
 
+def show_alarms(alarms: Sequence[Alarm]) -> None:
+    """What is unusual about a corpus, before everything else about it."""
+    for alarm in alarms:
+        say(f"ALARM {alarm}")
+    if alarms:
+        say()
+
+
 def show_set_aside(groups: Sequence[Quarantined], command: str) -> None:
     """A line on what never became a document, which no funnel counts; none where there is none."""
     n = sum(group.count for group in groups)
@@ -145,6 +155,18 @@ def show_benchmarks(counts: Sequence[BenchmarkCount]) -> None:
             for row in counts
         ],
     )
+
+
+def show_canaries(counts: Sequence[CanaryCount]) -> None:
+    show_table(
+        ("canary", "detail", "stage", ">planted", ">reached", ">caught", ">recall",
+         ">false alarms"),
+        [
+            (one.kind, one.detail or None, one.stage, one.planted, one.reached,
+             *((one.caught, one.rate, None) if one.wanted else (None, None, one.caught)))
+            for one in counts
+        ],
+    )  # fmt: skip
 
 
 def show_leaks(found: Sequence[Leak]) -> None:

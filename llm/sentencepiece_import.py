@@ -64,8 +64,13 @@ def read_model(body: bytes) -> SentencePieceModel:
 def convert_sentencepiece(body: bytes) -> bytes:
     """The `tokenizer.json` of a SentencePiece model. Raises DataError as `read_model` does."""
     model = read_model(body)
-    tokenizer = tokenizers.Tokenizer(_bpe(model) if model.algorithm == _BPE else _unigram(model))
-    tokenizer.normalizer = _normalizer(model)
+    try:
+        built = _bpe(model) if model.algorithm == _BPE else _unigram(model)
+        normalizer = _normalizer(model)
+    except Exception as error:  # The library raises plain Exception.
+        raise DataError(f"the SentencePiece model is damaged: {error}; fetch it again") from error
+    tokenizer = tokenizers.Tokenizer(built)
+    tokenizer.normalizer = normalizer
     if model.algorithm == _UNIGRAM and model.byte_fallback:
         # The library's Unigram takes the names of bytes from text, SentencePiece does not.
         spelled = Regex("<(?=0x[0-9A-F]{2}>)")
@@ -178,13 +183,14 @@ def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(body: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64, 7):
         byte = body[at]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if byte < 128:
             return value, at
+    raise ValueError("a number in it has more than 64 bits")
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -32,7 +32,7 @@ def import_tokenizer(url: str, end_of_text: str | None = None) -> bytes:
     A file that has `<|endoftext|>` is taken as it is. Else the token named, or `</s>`, goes by
     that name from then on and keeps its id; a template of special tokens around texts is left out.
     Raises ConfigError when there is no such file or token, DataError when it is no tokenizer, or
-    one whose special tokens a text can spell.
+    one that some text stops, or one whose special tokens a text can spell.
     """
     name = url.removesuffix(".gz")
     if name.endswith(".model"):
@@ -43,6 +43,7 @@ def import_tokenizer(url: str, end_of_text: str | None = None) -> bytes:
         body = _read(url)
     body = _ending(body, end_of_text)
     tokenizer = Tokenizer.from_bytes(body)
+    _check_takes_any_text(tokenizer, url)
     if spelled := _spelled(tokenizer):
         body = _out_of_reach(body, tokenizer.special_ids)
         tokenizer = Tokenizer.from_bytes(body)
@@ -94,6 +95,7 @@ def _ending(body: bytes, end_of_text: str | None) -> bytes:
         file: dict[str, Any] = json.loads(body)
         special = {token["content"] for token in file["added_tokens"] if token["special"]}
         vocabulary = file["model"]["vocab"]
+        names = set(_names(vocabulary))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not a tokenizer.json of Hugging Face's tokenizers: {error!r} stands in the way"
@@ -106,7 +108,7 @@ def _ending(body: bytes, end_of_text: str | None) -> bytes:
         )
     if name == END_OF_TEXT:
         return body
-    if END_OF_TEXT in special or END_OF_TEXT in _names(vocabulary):
+    if END_OF_TEXT in special or END_OF_TEXT in names:
         raise ConfigError(
             f"tokenizer.end_of_text is {name}, but the tokenizer has {END_OF_TEXT}: leave it out"
         )
@@ -123,6 +125,22 @@ def _ending(body: bytes, end_of_text: str | None) -> bytes:
 
 def _names(vocabulary: Any) -> Iterable[str]:
     return vocabulary if isinstance(vocabulary, dict) else (name for name, _ in vocabulary)
+
+
+def _check_takes_any_text(tokenizer: Tokenizer, url: str) -> None:
+    """Raises DataError where the library gives up on a character: it could stop any run later."""
+    step = 0x800  # of which the surrogates are one
+    places = (place for place in range(0, 0x110000, step) if place != 0xD800)
+    try:
+        tokenizer.encode_batch(["".join(map(chr, range(at, at + step))) for at in places])
+    except BaseException as error:
+        # What the library throws over a damaged table is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"{url}: tokenizers cannot encode every character with it ({error}): fetch it again, "
+            "or take one that has a token for what it does not know"
+        ) from error
 
 
 def _spelled(tokenizer: Tokenizer) -> list[str]:

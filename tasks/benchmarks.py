@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 from unicodedata import normalize
 
@@ -136,17 +137,28 @@ def load_benchmark(data: bytes, name: str, fields: Sequence[str]) -> Benchmark:
 def _texts_of(row: dict[str, object], key: str, line: int) -> Iterator[tuple[str, str]]:
     value = row.get(key)
     if isinstance(value, str):
-        yield f"{line}.{key}", normalize("NFC", value)
+        yield f"{line}.{key}", _composed(value)
     elif isinstance(value, list) and all(isinstance(part, str) for part in value):
-        parts = (normalize("NFC", part) for part in value)
-        yield from ((f"{line}.{key}.{place}", part) for place, part in enumerate(parts))
+        yield from ((f"{line}.{key}.{place}", _composed(part)) for place, part in enumerate(value))
     elif value is not None:
         raise ValueError(f"found {type(value).__name__} in {key}, expected text or a list of text")
 
 
+def _composed(text: str) -> str:
+    """`text` in NFC. Raises ValueError where it holds half of a surrogate pair, as JSON may."""
+    text.encode()
+    return normalize("NFC", text)
+
+
 def pin_benchmarks(run: Run, config: DecontaminateConfig) -> tuple[Pin, ...]:
-    """Each benchmark's file, pinned by content the first time it is seen."""
+    """Each benchmark's file, pinned by content the first time it is seen, if it can be read."""
     return tuple(
-        hold_file(run, f"benchmark-{benchmark.name}", benchmark.path, "benchmark")
+        hold_file(
+            run,
+            f"benchmark-{benchmark.name}",
+            benchmark.path,
+            "benchmark",
+            check=partial(load_benchmark, name=benchmark.name, fields=benchmark.fields),
+        )
         for benchmark in config.benchmarks
     )

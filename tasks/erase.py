@@ -22,6 +22,7 @@ from llm import files
 from llm.errors import DataError
 from tasks.crawling.erasing import Wanted, erase_records
 from tasks.crawling.urls import canonical_url
+from tasks.planting import CANARIES
 from tasks.progress import tally
 from tasks.split import HELDOUT
 from tasks.store.lease import Lease, alone
@@ -29,7 +30,7 @@ from tasks.store.reach import ERASED, object_name
 from tasks.store.records import Erased, ObjectRef, erased_from, parse, to_json
 from tasks.store.schema import DATASET, DOCUMENTS, PAGES, TOKENS, Schema
 from tasks.store.store import Store, now
-from tasks.takedown import Takedowns, note_erased, read_list
+from tasks.takedown import ERASED_SPLIT, Takedowns, note_erased, read_list
 
 # Kinds of table that hold what a document says, or lead to it, and what is emptied of a row.
 EMPTIED: dict[str, dict[str, pa.Scalar]] = {
@@ -45,7 +46,9 @@ EMPTIED: dict[str, dict[str, pa.Scalar]] = {
     },
     TOKENS.kind: {"tokens": pa.scalar([], pa.large_list(pa.uint32()))},
 }
-_KINDS = {tuple(s.arrow.names): s for s in (DOCUMENTS, HELDOUT, PAGES, TOKENS, DATASET)}
+_KINDS = {
+    tuple(s.arrow.names): s for s in (DOCUMENTS, HELDOUT, PAGES, TOKENS, DATASET, CANARIES)
+}
 _WITH_URL = frozenset({DOCUMENTS.kind, HELDOUT.kind, PAGES.kind})
 
 
@@ -131,7 +134,7 @@ class _Eraser:
         ids, places = self._find(tables)
         with tally("erase", "objects", len(tables)) as progress:
             for url, schema in tables.items():
-                if schema is not DATASET:
+                if schema.kind in EMPTIED:
                     self._empty(url, schema, ids)
                 progress.advance()
         for url in self._whole("warc", "warc.gz"):
@@ -162,6 +165,8 @@ class _Eraser:
                 ids.add(row["id"])
                 if schema is PAGES:
                     places.setdefault(self._end(row["warc"]), []).append(row["warc_offset"])
+        for url in (url for url, schema in tables.items() if schema is CANARIES):
+            ids |= _copies(_read(url, ["id", "host", "twin"]), ids)
         return pa.array(sorted(ids), pa.string()), places
 
     def _end(self, name: str) -> str:
@@ -193,16 +198,25 @@ class _Eraser:
             self._replace(url, self.store.put_bytes(body, "warc", extension), count)
 
     def _point_anew(self, url: str, ids: pa.Array) -> None:
-        """Leaves the documents out of a dataset, and names the token shards that are there now."""
-        rows = _read(url)
-        kept = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=ids)))
-        names = kept["object"].combine_chunks().dictionary_encode()
+        """Takes the documents out of a dataset's splits, and names the token shards that are there
+        now. Their rows stay, so that it can be told which models were trained on them."""
+        rows = _read(url).combine_chunks()
+        split = rows["split"].combine_chunks()
+        gone = pc.and_(
+            pc.is_in(rows["id"], value_set=ids).combine_chunks(),
+            pc.invert(pc.starts_with(split, ERASED_SPLIT)),
+        )
+        names = rows["object"].combine_chunks().dictionary_encode()
         ends = [self._end_of_path(path) for path in names.dictionary.to_pylist()]
-        objects = pa.array(ends, pa.string()).take(names.indices)
-        kept = kept.set_column(kept.column_names.index("object"), "object", objects)
-        if not kept.equals(rows):
-            ref = self.store.put_table(kept.combine_chunks(), DATASET)
-            self._replace(url, ref, rows.num_rows - kept.num_rows)
+        columns = {
+            "split": pc.if_else(gone, pc.binary_join_element_wise(ERASED_SPLIT, split, ""), split),
+            "object": pa.array(ends, pa.string()).take(names.indices),
+        }
+        anew = rows
+        for name, column in columns.items():
+            anew = anew.set_column(anew.column_names.index(name), name, column)
+        if not anew.equals(rows):
+            self._replace(url, self.store.put_table(anew, DATASET), pc.sum(gone).as_py())
 
     def _end_of_path(self, path: str) -> str:
         end = self._end(object_name(path))
@@ -228,6 +242,12 @@ class _Eraser:
             self.lease.check()
             files.delete(url)
         return Erasure(documents, len(gone), size)
+
+
+def _copies(canaries: pa.Table, ids: set[str]) -> set[str]:
+    """The ids of the canaries that are copies of those documents."""
+    rows = canaries.filter(pc.is_in(canaries["host"], value_set=pa.array(sorted(ids), pa.string())))
+    return {id_ for name in ("id", "twin") for id_ in rows[name].to_pylist() if id_}
 
 
 def _read(url: str, columns: list[str] | None = None) -> pa.Table:

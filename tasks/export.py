@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from llm import files
 from llm.errors import DataError
+from tasks.card import read_card
 from tasks.progress import tally
 from tasks.store.corpus import live_rows, open_corpus
 from tasks.store.schema import DOCUMENTS, LABELS
@@ -27,7 +28,8 @@ def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str,
 
     What has been taken down since the corpus was published is left out as well.
     Each file is whole or absent; `LISTING`, written last, lists them and says which corpus they
-    are. pandas, pyarrow and datasets, given the folder, pass over a name that begins with a dot.
+    are. Its card lies beside them, with a dot before its names: pandas, pyarrow and datasets, given
+    the folder, pass over those.
     Raises DataError when there is no such corpus, or `to` is not empty.
     """
     ref = store.find_ref("corpus", name)
@@ -51,6 +53,9 @@ def export_corpus(store: Store, name: str, to: str, format: Format) -> dict[str,
                 written.append(name_)
                 rows += table.num_rows
             progress.advance()
+    line = [store.manifest(pin) for pin in ref.line]
+    for file, body in (read_card(store, line) or {}).items():
+        files.put(f"{to}/.{file}", body)
     about = {"corpus": manifest.fingerprint, "data_digest": manifest.data_digest, "files": written}
     files.put(f"{to}/{LISTING}", json.dumps({**about, "rows": rows}, indent=2).encode())
     return {"files": len(written), "rows": rows}

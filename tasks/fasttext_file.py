@@ -23,6 +23,8 @@ LABEL = "__label__"
 _MAGIC, _VERSION, _SUPERVISED = 793712314, 12, 3
 _TREE, _SOFTMAX = 1, 3
 _CENTROIDS = 256
+# Longest character n-gram of a model: a bound, so that a file cannot ask for any amount of work.
+_LONGEST_NGRAM = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Classifier:
 
 def read_fasttext(payload: bytes) -> Classifier:
     """The model in the bytes of a file.
+
+    Whatever it says is checked before it is applied, since compiled code looks rows up unchecked.
 
     Raises:
         DataError: these are not the bytes of such a file, or not all of them.
@@ -90,6 +94,9 @@ def _read(file: _Bytes) -> Classifier:
         )
     n_entries, n_words, n_labels = file.ints(3)
     _, n_kept = file.ints(2, "<i8")
+    fits = n_entries == n_words + n_labels and min(dim, n_words, n_labels) > 0
+    if not fits or not 0 <= longest <= _LONGEST_NGRAM or buckets < (longest > 0 or word_run > 1):
+        raise ValueError("its settings and counts are none that the library writes")
     entries: list[bytes] = []
     counts: list[int] = []
     for _ in range(n_entries):
@@ -98,7 +105,9 @@ def _read(file: _Bytes) -> Classifier:
         file.place += 1
     kept, places = _pruned(file, n_kept, buckets)
     rows, output = _matrix(file), _matrix(file)
-    if file.place != len(file.payload) or rows.shape[1] != dim or len(output) != n_labels:
+    n_rows = n_words + (buckets if n_kept < 0 else n_kept)
+    shapes = (rows.shape, output.shape)
+    if file.place != len(file.payload) or shapes != ((n_rows, dim), (n_labels, dim)):
         raise ValueError("its parts do not fit together")
     # Numba compiles for read-only arrays, which a file's bytes are, and no second time.
     rows.flags.writeable = output.flags.writeable = False
@@ -121,6 +130,8 @@ def _pruned(
     if n_kept < 0:
         return np.full(buckets // 8 + 1, 255, np.uint8), np.empty(0, np.int32)
     pairs = file.numbers("<i4", 2 * n_kept).reshape(-1, 2)
+    if len(pairs) and (pairs.min() < 0 or pairs[:, 1].max() >= n_kept):
+        raise ValueError("it leads to rows that it does not have")
     flags, places = np.zeros(buckets, np.bool_), np.zeros(buckets, np.int32)
     flags[pairs[:, 0]] = True
     places[pairs[:, 0]] = pairs[:, 1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from llm.errors import ConfigError, DataError
 from tasks.erase import erased_list, take_out_of_file, without_erased
 from tasks.importing.files import OPTIONS, FileRef, explained, read_files
-from tasks.importing.rows import read_file
+from tasks.importing.rows import LIBRARIES, format_of, read_file
 from tasks.progress import tally
 from tasks.snapshot import Ingest, LiveRow, append, check_losses, live_index, touch
 from tasks.sources import ImportSource
@@ -50,13 +51,14 @@ def import_files(
     """The snapshot of a source of files, brought up to date; `folder` holds what is being read."""
     began = time.monotonic()
     files = read_files(source)
-    tokens = {file.path: file.token for file in files}
+    tokens = file_marks(files, source)
     closed: list[str] = []
     if seen and previous and previous.payload["config"] == config and not run.refresh:
         before = previous.summary["files"]
         if before == tokens:
             return touch(run, source.name, previous, seen)
-        if "claims" in previous.objects:
+        # Of a sample files were left out that a change may let in: it is small, and read anew.
+        if "claims" in previous.objects and run.sample is None:
             closed = [path for path, token in tokens.items() if before.get(path) == token]
     known = _claims_of(run.store, previous, closed)
     staged = _Staged(run, source, folder, _schema_of(known, previous, run.store))
@@ -100,6 +102,20 @@ def import_files(
     return append(run, IMPORT_STAGE, source.name, config, seen, previous, found, live)
 
 
+def file_marks(files: Sequence[FileRef], source: ImportSource) -> dict[str, str]:
+    """What changes, by path, when a file is to be read again: its own token, and the versions of
+    this stage and of the libraries that decide what comes of it."""
+    formats = {file.path: format_of(file.path, source) for file in files}
+    read_by = {
+        known: [f"{name} {version(name)}" for name in LIBRARIES.get(known, ())]
+        for known in set(formats.values())
+    }
+    return {
+        file.path: " ".join([file.token, f"v{IMPORT_STAGE.version}", *read_by[formats[file.path]]])
+        for file in files
+    }
+
+
 def _claims_of(store: Store, previous: Manifest | None, closed: Sequence[str]) -> pa.Table:
     """What earlier ingests found in the files that stay closed."""
     if previous is None or not closed:
@@ -133,12 +149,14 @@ _DUPLICATE = "duplicate_id"
 
 
 def _winners(claims: pa.Table) -> pa.Table:
-    """The claim that lives, of each id: the latest date, then the smallest digest and row hash."""
+    """The claim that lives, of each id: the latest date, then the smallest digest and row hash, and
+    of equal ones that of the first file."""
     order = [
         ("id", "ascending"),
         ("fetched_at", "descending"),
         ("digest", "ascending"),
         ("row_hash", "ascending"),
+        ("file", "ascending"),
     ]
     claims = claims.sort_by(order).combine_chunks()
     ids = claims["id"].combine_chunks()

@@ -20,7 +20,7 @@ from llm.errors import DataError, StorageError
 from llm.files import NO_ROOM
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
-from tasks.import_files import import_files
+from tasks.import_files import file_marks, import_files
 from tasks.importing.files import read_files
 from tasks.journal import StoreJournal, open_session
 from tasks.payloads import PayloadReader
@@ -111,8 +111,8 @@ def _why_look(
         return []
     if not isinstance(source, ImportSource):
         return [f"last read at {seen.at}, more than {max_age_s:g} s ago"]
-    tokens = {file.path: file.token for file in read_files(source)}
-    return differences(previous.summary["files"], tokens)
+    marks = file_marks(read_files(source), source)
+    return differences(previous.summary["files"], marks)
 
 
 # crawl

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tasks.kernels.ngrams import Ints, NgramIndex
     from tasks.kernels.words import Hashes
 
-STAGE = Stage("matches", 2, ("unicode",))
+STAGE = Stage("matches", 3, ("unicode",))
 
 _TEXT, _INT = pa.string(), pa.int64()
 _COLUMNS = [
@@ -51,10 +51,10 @@ _COLUMNS = [
 ]  # fmt: skip
 
 # One row per document and passage. kind: "ngram", "short" (a passage under one n-gram) or
-# "heldout" (item: the held-out document's id). n_ngrams: distinct n-grams of the passage, or for
-# "heldout" of the document. matched: how many of them were found. start, end: words of the
-# document, from the first occurrence of the first to the end of the last. ngrams: the smallest
-# hashes found, at most 16, little-endian uint64; empty for "heldout".
+# "heldout" (item: the held-out document's id). n_ngrams: distinct n-grams of the passage that count
+# for it, or for "heldout" of the document. matched: how many of them were found. start, end: words
+# of the document, from the first occurrence of the first to the end of the last. ngrams: the
+# smallest hashes found, at most 16, little-endian uint64; empty for "heldout".
 MATCHES = Schema("matches", pa.schema(_COLUMNS), tuple(name for name, _ in _COLUMNS))
 
 # The same with the number of the document in a batch for its id and digest.
@@ -85,7 +85,9 @@ def build_table(
     """The table of all benchmarks and of the held-out documents (columns id, text).
 
     An n-gram in more than `max_common` held-out documents says nothing about any of them: it is
-    a common phrase, such as a site's footer, and left out of account on both sides.
+    a common phrase, such as a site's footer, and left out of account on both sides. One in more
+    than 64 passages of benchmarks, such as an instruction that comes with every item, counts for
+    the first 64 only: it condemns as before, but says of no other item that it leaked.
     """
     from tasks.kernels.ngrams import index_ngrams
     from tasks.kernels.words import word_hashes
@@ -100,7 +102,9 @@ def build_table(
     rows = (heldout if heldout is not None else DOCUMENTS.empty()).sort_by("id")
     heldout_hashes, heldout_bounds = word_hashes(rows["text"])
     return NgramTable(
-        benchmarks=index_ngrams(hashes[np.repeat(kept, words)], kept_bounds, config.ngram),
+        benchmarks=index_ngrams(
+            hashes[np.repeat(kept, words)], kept_bounds, config.ngram, first_owners=_PASSAGES_KEPT
+        ),
         passages=pa.table([kinds, names, items], schema=_PASSAGES).filter(kept),
         too_short=int(np.count_nonzero(~kept)),
         heldout=index_ngrams(
@@ -116,9 +120,10 @@ _BATCH_BYTES = 1 << 21  # text whose words are looked up together: their hashes 
 def match_shard(documents: pa.Table, table: NgramTable, config: DecontaminateConfig) -> pa.Table:
     """MATCHES of a shard of documents (columns id, digest, text), in its order.
 
-    At most 64 passages a document, those with the most n-grams found, then the held-out document
-    that holds the most of its n-grams, unless it is itself held out. 16 n-grams a passage are kept
-    for the decision; the smallest hashes, so that documents that copy one passage keep the same.
+    At most 64 passages a document, those with the most n-grams found (n-grams of 64 passages or
+    more count among equals only), then the held-out document that holds the most of its n-grams,
+    unless it is itself held out. 16 n-grams a passage are kept for the decision; the smallest
+    hashes, so that documents that copy one passage keep the same.
     """
     sizes = pc.fill_null(pc.binary_length(documents["text"]), 0).to_numpy()
     batches = np.cumsum(sizes) // _BATCH_BYTES
@@ -158,7 +163,10 @@ def _benchmark_rows(hashes: Hashes, bounds: Ints, table: NgramTable) -> pa.Table
     from tasks.kernels.ngrams import by_owner, find_ngrams
 
     found = by_owner(find_ngrams(hashes, bounds, table.benchmarks), table.benchmarks)
-    best = np.lexsort((found.owner, -found.matched, found.document))
+    shared = np.diff(table.benchmarks.offsets)[found.keys] >= _PASSAGES_KEPT
+    n_shared = np.add.reduceat(shared.astype(np.int64), np.cumsum(found.matched) - found.matched)
+    own = found.matched - n_shared
+    best = np.lexsort((found.owner, -found.matched, -own, found.document))
     rank = np.empty_like(best)
     rank[best] = np.arange(len(best)) - np.searchsorted(found.document, found.document)
     keys, counts = found.smallest(NGRAMS_KEPT)

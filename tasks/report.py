@@ -14,6 +14,7 @@ from typing import Any
 from llm import files
 from llm.errors import DataError
 from tasks import report_corpus, report_model
+from tasks.alarms import read_alarms
 from tasks.as_toml import as_toml
 from tasks.inspecting import line_of, stage_name
 from tasks.register import Registered
@@ -100,12 +101,14 @@ def assemble(told: Told) -> ReportData:
     if labelled is None:
         raise DataError(f"the run of {told.name} came through no corpus; run the corpus flow first")
     parts = {**_corpus_parts(told, labelled), **_model_parts(told)}
+    alarmed = told.find("alarms")
     parts["notes"] = (*parts.pop("language_notes"), *_notes(told))
     data = ReportData(
         title=told.name,
         run=told.run,
         ref=f"corpus/{told.name}",
         when=told.when.replace("T", " ").replace("Z", " UTC"),
+        alarms=tuple(map(str, read_alarms(alarmed))) if alarmed else (),
         lineage=_lineage(told.manifests),
         timings=_timings(told.visits),
         versions=_versions(told.manifests),
@@ -123,6 +126,7 @@ def _corpus_parts(told: Told, labelled: Manifest) -> dict[str, Any]:
         "drops": report_corpus.drops_part(store, told.manifests),
         "quarantine": report_corpus.quarantine_part(store, told.manifests),
         "pii": report_corpus.pii_part(store, corpus),
+        "canaries": report_corpus.canaries_part(told.manifests),
         "sources": report_corpus.sources_part(store, corpus),
         "languages": languages,
         "language_notes": ()

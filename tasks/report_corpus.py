@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.benchmarks import HELDOUT
+from tasks.canaries import canary_counts
 from tasks.decontaminate import LEDGER
 from tasks.inspecting import (
     MEASURED_BYTES,
@@ -28,6 +29,7 @@ from tasks.inspecting import (
 from tasks.leaks import benchmark_counts
 from tasks.report_page import (
     Benchmark,
+    CanaryResult,
     Contamination,
     DropExample,
     DropReason,
@@ -120,6 +122,11 @@ def pii_part(store: Store, corpus: Corpus) -> tuple[PiiCount, ...]:
             documents[row["type"]] += 1
     ranked = sorted(findings.items(), key=lambda item: (-item[1], item[0]))
     return tuple(PiiCount(type=t, findings=n, documents=documents[t]) for t, n in ranked)
+
+
+def canaries_part(line: Sequence[Manifest]) -> tuple[CanaryResult, ...]:
+    """What each stage caught of what was planted beside the corpus."""
+    return tuple(CanaryResult(**asdict(one)) for one in canary_counts(line))
 
 
 def contamination_part(

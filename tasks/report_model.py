@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm import files
 from tasks.register import Registered
@@ -42,7 +43,9 @@ def tokens_part(store: Store, dataset: Manifest, words: pa.Table) -> tuple[Token
     the group has no number of words.
     """
     columns = ["id", "length", "n_bytes", "split", "source"]
-    rows = store.read_table(dataset.object("dataset"), DATASET, columns)
+    # Of an erased document the row is left, under no split any more.
+    there = pc.field("split").isin(_SPLITS)
+    rows = store.read_table(dataset.object("dataset"), DATASET, columns, there)
     joined = rows.join(words, "id").append_column("documents", pa.array([1] * rows.num_rows))
     grouped = joined.group_by(["source", "split"]).aggregate(
         [("documents", "sum"), ("length", "sum"), ("n_bytes", "sum"), ("words", "sum"),

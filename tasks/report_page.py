@@ -90,6 +90,19 @@ class Benchmark(Config):
     documents_dropped: int
 
 
+class CanaryResult(Config):
+    """What became of planted defects: where `wanted`, `caught` of those that reached the stage are
+    its recall, else they are false alarms."""
+
+    kind: str
+    detail: str
+    stage: str
+    planted: int
+    reached: int
+    caught: int
+    wanted: bool
+
+
 class Contamination(Config):
     """A document that was dropped for an item of a benchmark. `overlap` is the part of its
     n-grams that was found."""
@@ -204,11 +217,13 @@ class ReportData(Config):
     ref: str = ""
     when: str = ""
     verdict: str = ""
+    alarms: tuple[str, ...] = ()
     highlights: tuple[Fact, ...] = ()
     funnel: tuple[StageCount, ...] = ()
     drops: tuple[DropReason, ...] = ()
     quarantine: tuple[QuarantineReason, ...] = ()
     pii: tuple[PiiCount, ...] = ()
+    canaries: tuple[CanaryResult, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
     contaminations: tuple[Contamination, ...] = ()
     n_contaminations: int = 0
@@ -239,6 +254,7 @@ SECTIONS = (
     ("quarantine", "Quarantine", ("quarantine",)),
     ("pii", "Personal data", ("pii",)),
     ("contamination", "Contamination", ("benchmarks", "contaminations")),
+    ("canaries", "Canaries", ("canaries",)),
     ("sources", "Sources", ("sources",)),
     ("languages", "Languages", ("languages",)),
     ("tokens", "Tokens", ("tokens", "tokenizer")),

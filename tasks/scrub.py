@@ -1,48 +1,40 @@
 """Scrub: personal data out of the text, typed placeholders in its place.
 
-Presidio finds (pattern recognisers by default, spaCy's names by config); Loam decides what of it is
-personal, resolves overlaps and writes `<EMAIL_1>`, `<PHONE_2>`: numbered per type by first
-appearance in the document, the same value always the same number, and never a hash, which could
-be looked up. The result holds no finding any more: scrubbing it again changes nothing.
-
-Presidio reads about 0.4 MB/s. Most of a text can hold no finding, because it lacks what every match
-of a recogniser must have (an `@`, thirteen digits, two colons), and no recogniser matches across a
-line break. So a gate per type picks the stretches that Presidio reads; the findings stay the same.
+Presidio finds (pattern recognisers by default, spaCy's names by config; `tasks/pii.py`); Loam
+decides what of it is personal, resolves overlaps and writes `<EMAIL_1>`, `<PHONE_2>`: numbered per
+type by first appearance in the document, the same value always the same number, and never a hash,
+which could be looked up. The result holds no finding any more: scrubbing it again changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import version
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from llm.config import Config
-from llm.errors import ConfigError
 from tasks.as_task import as_task
+from tasks.pii import Finder, Finding
 from tasks.store.corpus import Shard, commit_stage, kept_rows, open_corpus
 from tasks.store.records import Manifest
 from tasks.store.rows import text_bytes, text_digest
 from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
-from tasks.store.schema import DOCUMENTS, FINDINGS
+from tasks.store.schema import DOCUMENTS, FINDINGS, REDACTIONS
 from tasks.store.stage import Stage
 from tasks.store.store import Store
 
-if TYPE_CHECKING:
-    from presidio_analyzer import AnalyzerEngine
-
-STAGE = Stage("scrub", 1, ("phonenumbers", "presidio-analyzer", "regex", "tldextract"))
+STAGE = Stage("scrub", 2, ("phonenumbers", "presidio-analyzer", "regex", "tldextract"))
 
 
 class ScrubConfig(Config):
@@ -105,13 +97,20 @@ class ScrubConfig(Config):
         return fields | pinned
 
 
-class Finding(NamedTuple):
-    """One piece of personal data: Presidio's type and score, offsets in characters of the text."""
+class Placeholder(NamedTuple):
+    """What stands for a finding, offsets in characters of the scrubbed text."""
 
-    type: str
+    name: str
     start: int
     end: int
-    score: float
+
+
+class Scrubbed(NamedTuple):
+    """A text without findings; each finding, by position in the original, and its placeholder."""
+
+    text: str
+    findings: list[Finding]
+    placeholders: list[Placeholder]
 
 
 # What a placeholder calls a type, where that is shorter than Presidio's own name.
@@ -123,31 +122,8 @@ _LABELS = {
     "PHONE_NUMBER": "PHONE",
 }
 
-# What a stretch must hold before a recogniser can match in it; weaker than its pattern, never
-# stronger. PHONE_NUMBER's takes a number of digits: libphonenumber allows four marks between two.
-_GATES = {
-    "CREDIT_CARD": r"\d(?:[- ]?\d){12}",
-    "CRYPTO": r"[A-Za-z0-9]{26}",
-    "EMAIL_ADDRESS": r"@",
-    "IBAN_CODE": r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]{4}){2}",
-    "IP_ADDRESS": r":[0-9A-Fa-f]{0,4}:|\d\.\d{1,3}\.\d",
-    "MAC_ADDRESS": r"[:-][0-9A-Fa-f]{2}[:-]|\.[0-9A-Fa-f]{4}\.",
-    "PHONE_NUMBER": r"\d(?:[-xX ().\[\]/~\x80-\U0010ffff]{0,4}\d){%d}",
-    "US_SSN": r"\d(?:[- .]?\d){8}",
-}
-
-# No gated recogniser matches across a line break, or across the space between two words that stand
-# 40 characters from the last digit: only phone numbers and IBANs hold spaces; the one knows no
-# words but an "ext" before digits, the other has a digit in third place and 43 places at most.
-_SAFE_CUT = re.compile(r"\n|(?<=[^0-9]{40}[a-z]{4}) (?=[a-z]{4})")
-
-# Presidio's e-mail pattern is quadratic in the length of a run without spaces, and would time out
-# by the wall clock. spaCy refuses a million characters, and its memory grows with the length.
-_STRETCH_LIMIT = 10_000
-_CHUNK_LIMIT = 100_000
-
-# Where what is longer is cut, best first; with no space in reach, anywhere.
-_CUTS = (re.compile(r"\n"), _SAFE_CUT, re.compile(r"\s"))
+# A phone number of so many digits: libphonenumber allows four marks between two.
+_PHONE_DIGITS = r"\d(?:[-xX ().\[\]/~\x80-\U0010ffff]{0,4}\d){%d}"
 
 # Special-purpose addresses of RFC 6890, with multicast (RFC 5771, RFC 4291) and ::/112, in which
 # notations such as the slice [::2] fall. Fixed here: Python's own table differs between releases.
@@ -172,66 +148,94 @@ class Scrubber:
         self.labels = {entity: _LABELS.get(entity, entity) for entity in config.entities}
         names = "|".join(sorted(map(re.escape, self.labels.values())))
         self.placeholder = re.compile(rf"<({names})_([1-9][0-9]{{0,5}})>")
-        self._analyzer = _analyzer(config)
-        # Names and context words reach over lines, so that with spaCy everything is read.
-        gated = set(_GATES) if config.engine == "no_op" else set()
-        self._gates = {name: _gate(name, config) for name in config.entities if name in gated}
-        self._ungated = [name for name in config.entities if name not in gated]
+        self._phone = re.compile(_PHONE_DIGITS % (config.min_phone_digits - 1))
+        self._finder = Finder(
+            config.entities,
+            config.threshold,
+            config.language,
+            config.spacy_model,
+            config.min_phone_digits,
+        )
 
     def find(self, text: str) -> list[Finding]:
         """Every personal finding in `text`, overlapping or not, in no particular order."""
-        found: list[Finding] = []
-        for entity, gate in self._gates.items():
-            for offset, stretch in _stretches(gate, text):
-                found += self._analyze(stretch, [entity], offset)
-        if self._ungated:
-            for offset, piece in _pieces(text, 0, len(text), _CHUNK_LIMIT):
-                found += self._analyze(piece, self._ungated, offset)
-        return found
+        found = self._finder.find(text)
+        return [one for one in found if self.is_personal(one.type, text[one.start : one.end])]
 
-    def _analyze(self, text: str, entities: list[str], offset: int) -> list[Finding]:
-        results = self._analyzer.analyze(
-            text, self.config.language, entities, score_threshold=self.config.threshold
-        )
-        return [
-            Finding(result.entity_type, result.start + offset, result.end + offset, result.score)
-            for result in results
-            if _is_personal(result.entity_type, text[result.start : result.end], self.config)
-        ]
+    def suspects(self, texts: pa.LargeStringArray) -> list[int]:
+        """The rows that may hold a finding, ascending; the others hold none."""
+        return self._finder.suspects(texts)
+
+    def is_personal(self, entity: str, value: str) -> bool:
+        """Whether a finding names or reaches somebody, as far as its value tells."""
+        if value in self.config.allow:
+            return False
+        if entity == "PHONE_NUMBER":
+            return self._phone.search(value) is not None
+        if entity == "IP_ADDRESS" and self.config.public_ips_only:
+            address = ip_interface(value).ip
+            address = getattr(address, "ipv4_mapped", None) or address
+            return not any(address in network for network in _RESERVED_IPS)
+        return True
 
 
-def scrub_shard(documents: pa.Table, config: ScrubConfig) -> tuple[pa.Table, pa.Table]:
-    """DOCUMENTS with scrubbed texts and new digests, and the FINDINGS by document and type.
+def scrub_shard(documents: pa.Table, config: ScrubConfig) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """DOCUMENTS with scrubbed texts, and their FINDINGS and REDACTIONS.
 
-    Every row stays, with its other columns as they were; both tables are sorted by id.
+    Every row stays, with its other columns as they were; a text that changes has a new digest. All
+    tables are sorted by id.
     """
     scrubber = _scrubber(config)
-    documents = documents.sort_by("id")
-    texts, counts = [], []
-    for id_, text in zip(documents["id"].to_pylist(), documents["text"].to_pylist(), strict=True):
-        scrubbed, findings = scrub_text(text, scrubber)
-        texts.append(scrubbed)
-        by_type = Counter(finding.type for finding in findings)
+    documents = documents.sort_by("id").select(DOCUMENTS.arrow.names).combine_chunks()
+    texts = pa.concat_arrays(documents["text"].chunks or [pa.array([], pa.large_string())])
+    changed: dict[int, Scrubbed] = {}
+    for row in scrubber.suspects(texts):
+        scrubbed = scrub_text(texts[row].as_py(), scrubber)
+        if scrubbed.findings:
+            changed[row] = scrubbed
+    counts, redactions = [], []
+    for row, scrubbed in changed.items():
+        id_ = documents["id"][row].as_py()
+        by_type = Counter(finding.type for finding in scrubbed.findings)
         counts += [{"id": id_, "type": type_, "count": n} for type_, n in sorted(by_type.items())]
-    columns = {name: documents[name] for name in DOCUMENTS.arrow.names}
-    columns["text"] = pa.array(texts, DOCUMENTS.arrow.field("text").type)
-    columns["digest"] = pa.array(map(text_digest, texts), DOCUMENTS.arrow.field("digest").type)
-    return pa.table(columns, schema=DOCUMENTS.arrow), FINDINGS.table(counts)
+        redactions += [
+            {"id": id_, "type": finding.type, "placeholder": name, "start": start, "end": end}
+            for finding, (name, start, end) in zip(
+                scrubbed.findings, scrubbed.placeholders, strict=True
+            )
+        ]
+    documents = _with_texts(documents, {row: one.text for row, one in changed.items()})
+    return documents, FINDINGS.table(counts), REDACTIONS.table(redactions)
 
 
-def scrub_text(text: str, scrubber: Scrubber) -> tuple[str, list[Finding]]:
-    """`text` with placeholders, and what they stand for, by position in the original text.
+def _with_texts(documents: pa.Table, texts: dict[int, str]) -> pa.Table:
+    """`documents` with other texts in some rows (ascending); the rest is left as it lies."""
+    if not texts:
+        return documents
+    mask = np.zeros(documents.num_rows, np.bool_)
+    mask[list(texts)] = True
+    for name, values in (("text", texts.values()), ("digest", map(text_digest, texts.values()))):
+        place = documents.schema.get_field_index(name)
+        field = documents.schema.field(place)
+        column = pc.replace_with_mask(
+            documents.column(place), pa.array(mask), pa.array(list(values), field.type)
+        )
+        documents = documents.set_column(place, field, column)
+    return documents
+
+
+def scrub_text(text: str, scrubber: Scrubber) -> Scrubbed:
+    """`text` with placeholders, and what they stand for.
 
     A replacement changes what stands around it and an overlap leaves a rest, and either can make
     a new finding. So the outcome is searched again, until it holds none.
     """
-    findings: list[Finding] = []
-    scrubbed, anchors = text, [(0, 0)]
-    while fresh := _resolve(_outside_placeholders(scrubbed, scrubber)):
-        findings += [_move(finding, anchors) for finding in fresh]
+    scrubbed, anchors = Scrubbed(text, [], []), [(0, 0)]
+    while fresh := _resolve(_outside_placeholders(scrubbed.text, scrubber)):
+        findings = scrubbed.findings + [_move(finding, anchors) for finding in fresh]
         findings.sort(key=lambda finding: finding.start)
         scrubbed, anchors = _replace(text, findings, scrubber)
-    return scrubbed, findings
+    return scrubbed
 
 
 def model_digest(folder: str) -> str:
@@ -247,104 +251,6 @@ def model_digest(folder: str) -> str:
 @lru_cache(maxsize=4)
 def _scrubber(config: ScrubConfig) -> Scrubber:
     return Scrubber(config)
-
-
-def _analyzer(config: ScrubConfig) -> AnalyzerEngine:
-    """Presidio with the recognisers of `config`, set up so that nothing asks the network."""
-    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
-    from presidio_analyzer.nlp_engine import NlpEngine, NoOpNlpEngine, SpacyNlpEngine
-    from presidio_analyzer.predefined_recognizers import EmailRecognizer
-    from tldextract import TLDExtract
-
-    # It warns of every recogniser that is for another language than asked for.
-    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
-    bundled = TLDExtract(suffix_list_urls=(), cache_dir=None)
-
-    class OfflineEmailRecognizer(EmailRecognizer):
-        """Presidio's, but for the public suffix list: the bundled one, not a download."""
-
-        def validate_result(self, pattern_text: str) -> bool:
-            return bundled(pattern_text).fqdn != ""
-
-    language = config.language
-    engine: NlpEngine
-    if config.engine == "no_op":
-        engine = NoOpNlpEngine([{"lang_code": language, "model_name": "none"}])
-    else:
-        engine = SpacyNlpEngine([{"lang_code": language, "model_name": "none"}])
-        # Loaded here and not by Presidio, which would download a model or take a GPU.
-        engine.nlp = {language: _spacy_model(config)}  # type: ignore[assignment]
-    english = RecognizerRegistry(supported_languages=["en"])
-    english.load_predefined_recognizers(languages=["en"])
-    registry = RecognizerRegistry(supported_languages=[language])
-    for recognizer in [*english.recognizers, OfflineEmailRecognizer()]:
-        if type(recognizer).__name__ not in ("EmailRecognizer", "SpacyRecognizer"):
-            recognizer.supported_language = language
-            registry.add_recognizer(recognizer)
-    registry.add_nlp_recognizer(engine)
-    analyzer = AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language])
-    known = sorted(analyzer.get_supported_entities(language))
-    for entity in config.entities:
-        if entity not in known:
-            near = get_close_matches(entity, known, 1) or known
-            raise ConfigError(
-                f"scrub.entities: the {config.engine} engine knows no {entity!r}; "
-                f"did you mean {', '.join(near)}?"
-            )
-    return analyzer
-
-
-def _spacy_model(config: ScrubConfig) -> object:
-    import spacy
-
-    try:
-        return spacy.load(Path(str(config.spacy_model)))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"scrub.spacy_model: {config.spacy_model} cannot be loaded ({error}); "
-            "it must be the folder of an unpacked spaCy model, the one that holds config.cfg"
-        ) from error
-
-
-def _gate(entity: str, config: ScrubConfig) -> re.Pattern[str]:
-    pattern = _GATES[entity]
-    return re.compile(pattern % (config.min_phone_digits - 1) if "%d" in pattern else pattern)
-
-
-def _stretches(gate: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
-    """(offset, stretch) of each stretch of `text` between safe cuts in which `gate` matches."""
-    position = 0
-    while hit := gate.search(text, position):
-        start = max(position, text.rfind("\n", position, hit.start()) + 1)
-        for cut in _SAFE_CUT.finditer(text, start, hit.start()):
-            start = cut.end()
-        cut_after = _SAFE_CUT.search(text, hit.end())
-        position = cut_after.start() if cut_after else len(text)
-        yield from _pieces(text, start, position, _STRETCH_LIMIT)
-
-
-def _pieces(text: str, start: int, end: int, limit: int) -> Iterator[tuple[int, str]]:
-    """(offset, piece) of consecutive pieces of text[start:end], none longer than `limit`."""
-    while end - start > limit:
-        half, full = start + limit // 2, start + limit
-        cuts = ([hit.end() for hit in cut.finditer(text, half, full)] for cut in _CUTS)
-        stop = next((stops[-1] for stops in cuts if stops), full)
-        yield start, text[start:stop]
-        start = stop
-    yield start, text[start:end]
-
-
-def _is_personal(entity: str, value: str, config: ScrubConfig) -> bool:
-    """Whether a finding names or reaches somebody, as far as its value tells."""
-    if value in config.allow:
-        return False
-    if entity == "PHONE_NUMBER":
-        return _gate(entity, config).search(value) is not None
-    if entity == "IP_ADDRESS" and config.public_ips_only:
-        address = ip_interface(value).ip
-        address = getattr(address, "ipv4_mapped", None) or address
-        return not any(address in network for network in _RESERVED_IPS)
-    return True
 
 
 def _outside_placeholders(text: str, scrubber: Scrubber) -> list[Finding]:
@@ -378,14 +284,15 @@ def _resolve(findings: list[Finding]) -> list[Finding]:
 
 def _move(finding: Finding, anchors: list[tuple[int, int]]) -> Finding:
     """A finding in a scrubbed text, at its place in the original one."""
-    scrubbed, original = anchors[bisect_right(anchors, (finding.start, finding.start)) - 1]
+    place = bisect_right(anchors, finding.start, key=lambda anchor: anchor[0])
+    scrubbed, original = anchors[place - 1]
     shift = original - scrubbed
     return finding._replace(start=finding.start + shift, end=finding.end + shift)
 
 
 def _replace(
     text: str, findings: list[Finding], scrubber: Scrubber
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[Scrubbed, list[tuple[int, int]]]:
     """`text` with placeholders for `findings`, and (scrubbed, original) starts of what was kept.
 
     Numbers that the text itself uses in what looks like a placeholder are not given again.
@@ -394,8 +301,8 @@ def _replace(
     numbers: Counter[str] = Counter()
     names: dict[tuple[str, str], str] = {}
     parts: list[str] = []
-    anchors = []
-    length = position = 0
+    anchors = [(0, 0)]
+    placeholders = []
     for finding in findings:
         label = scrubber.labels[finding.type]
         key = (label, text[finding.start : finding.end].casefold())
@@ -404,12 +311,14 @@ def _replace(
             name = f"<{label}_{numbers[label]}>"
             if name not in taken:
                 names[key] = name
-        anchors.append((length, position))
+        length, position = anchors[-1]
+        start = length + finding.start - position
+        end = start + len(names[key])
         parts += [text[position : finding.start], names[key]]
-        length += len(parts[-2]) + len(parts[-1])
-        position = finding.end
-    anchors.append((length, position))
-    return "".join([*parts, text[position:]]), anchors
+        placeholders.append(Placeholder(names[key], start, end))
+        anchors.append((end, finding.end))
+    whole = "".join([*parts, text[anchors[-1][1] :]])
+    return Scrubbed(whole, findings, placeholders), anchors
 
 
 def scrub_request(corpus: Manifest, config: ScrubConfig) -> Request:
@@ -419,13 +328,12 @@ def scrub_request(corpus: Manifest, config: ScrubConfig) -> Request:
 
 def scrub_work(store: Store, shard: Shard, config: ScrubConfig) -> Outcome:
     documents = kept_rows(store, shard)
-    scrubbed, findings = scrub_shard(documents, config)
+    scrubbed, findings, redactions = scrub_shard(documents, config)
     stats = {"text_bytes": float(text_bytes(scrubbed))}
     for row in findings.to_pylist():
         stats[f"pii.{row['type']}"] = stats.get(f"pii.{row['type']}", 0) + row["count"]
-    return Outcome(
-        ((DOCUMENTS, scrubbed), (FINDINGS, findings)), documents.num_rows, scrubbed.num_rows, stats
-    )
+    tables = ((DOCUMENTS, scrubbed), (FINDINGS, findings), (REDACTIONS, redactions))
+    return Outcome(tables, documents.num_rows, scrubbed.num_rows, stats)
 
 
 @as_task("scrub")

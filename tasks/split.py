@@ -98,10 +98,8 @@ def hold_out(documents: pa.Table, clusters: pa.Table, config: SplitConfig) -> pa
     """The held-out set of a first build, to be pinned: LABELS of validation and test, by id.
 
     `documents` (columns id, source) are the live ones of the whole corpus, `clusters` name the
-    root of each. Documents of one cluster share their split, unless their sources force another.
-
-    Raises:
-        DataError: a document without a cluster.
+    root of each that has duplicates; any other is its own. Documents of one cluster share their
+    split, unless their sources force another.
     """
     root_of = dict(zip(clusters["id"].to_pylist(), clusters["root"].to_pylist(), strict=True))
     labels: dict[str, Split] = {}
@@ -109,10 +107,8 @@ def hold_out(documents: pa.Table, clusters: pa.Table, config: SplitConfig) -> pa
     for id, source in _ids_and_sources(documents):
         if source in config.sources:
             labels[id] = config.sources[source]
-        elif id in root_of:
-            roots[id] = root_of[id]
         else:
-            raise DataError(f"document {id} has no cluster: split the corpus that was clustered")
+            roots[id] = root_of.get(id, id)
     labels.update(zip(roots, split_of(list(roots.values()), config), strict=True))
     rows = sorted(item for item in labels.items() if item[1] != "train")
     return LABELS.table([{"id": id, "split": split} for id, split in rows])
@@ -157,7 +153,8 @@ def hold_out_set(run: Run, corpus: Manifest, config: SplitConfig) -> Pin:
                 "annotate.language_model, or from what the source says)"
             )
         run.say("split: drawing the held-out set")
-        clusters = run.store.read_table(_clustered(run.store, corpus).object("clusters"), CLUSTERS)
+        written = _clustered(run.store, corpus).objects["clusters"]
+        clusters = run.store.read_table(written[0] if written else None, CLUSTERS)
         shards = open_corpus(run.store, corpus).shards
         listed = [live_rows(run.store, shard, columns=["id", "source"]) for shard in shards]
         labels = hold_out(pa.concat_tables(listed), clusters, config)

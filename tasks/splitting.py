@@ -23,12 +23,15 @@ _SPACED = ".!?…\u037e\u0589\u061f\u06d4\u0964\u0965\u1362\u1367\u203c\u203d\u2
 _UNSPACED = "\u3002\uff01\uff0e\uff1f\uff61\u104a\u104b\u17d4\u17d5\u0f0d\u0f0e"
 _CLOSING = "\"'”’»›」』）)\\]］】"
 
+# A run of marks or of white space is tried from its first character only, so that the time is
+# linear in the text whatever it holds.
+_BLANK_LINE = r"(?<!\s)\s*\n[ \t\r]*\n\s*"
 _END = re.compile(
-    rf"(?P<mark>[{_SPACED}]+)(?:[{_CLOSING}]| ?»)*(?P<gap>\s+)"
+    rf"(?<![{_SPACED}])(?P<mark>[{_SPACED}]++)(?:[{_CLOSING}]| »)*(?P<gap>\s+)"
     rf"|[{_UNSPACED}]+[{_CLOSING}]*\s*"
-    r"|\s*\n[ \t\r]*\n\s*"
+    rf"|{_BLANK_LINE}"
 )
-_PARAGRAPH_END = re.compile(r"\s*\n[ \t\r]*\n\s*")
+_PARAGRAPH_END = re.compile(_BLANK_LINE)
 _LAST_WORD = re.compile(r"[^\s(\[{«„“\"'‘-]+$")
 _OPENING = "\"'“”‘’«»„‚‹›¿¡([{-–—*•"
 

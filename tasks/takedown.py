@@ -32,9 +32,11 @@ from tasks.store.schema import DATASET, DOCUMENTS, DROPS, PAGES, Schema
 from tasks.store.stage import Stage
 from tasks.store.store import Ref, RefMoved, Store, now
 
-STAGE = Stage("takedown", 1)
+STAGE = Stage("takedown", 2)
 REASON = "taken_down"
 LIST = ("takedown", "all")
+# Before the split of a document in a dataset, once its tokens are erased.
+ERASED_SPLIT = "erased_"
 Kind = Literal["id", "url", "domain"]
 
 # What is taken down. When, by whom and whether its text is gone for good decides nothing.
@@ -47,7 +49,9 @@ TAKEDOWNS = Schema(
 )
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_HOST = r"^[a-z]+://(?P<host>\[[^\]]*\]|[^/?#:]*)"
+# Also of addresses that are no canonical URL, as imported records may have: with a user's name, of
+# another scheme, or of none.
+_HOST = r"^(?:(?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]*)"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def _by_domain(urls: pa.ChunkedArray, places: dict[str, int]) -> pa.Array:
 
 def _longest(host: str, places: dict[str, int]) -> int | None:
     """The entry of the host itself, or else of the nearest domain above it."""
+    host = host.lower().rstrip(".")
     while host:
         if host in places:
             return places[host]
@@ -383,6 +388,6 @@ def _models_with(store: Store, ids: pa.ChunkedArray) -> Iterator[MarkedModel]:
             splits = rows.filter(pc.is_in(rows["id"], value_set=ids.combine_chunks()))[
                 "split"
             ].to_pylist()
-            trained = splits.count("train")
+            trained = splits.count("train") + splits.count(f"{ERASED_SPLIT}train")
             if splits:
                 yield MarkedModel(name, version.version, trained, len(splits) - trained)

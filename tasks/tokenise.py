@@ -7,7 +7,7 @@ the pinned held-out set, so that every model of a pipeline is measured on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,7 +26,7 @@ from tasks.store.pins import Pin, find_pin, hold
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
-from tasks.store.schema import DATASET, LABELS, TOKENS
+from tasks.store.schema import DATASET, DOCUMENTS, LABELS, TOKENS
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
 from tasks.takedown import REASON as TAKEN_DOWN
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llm.tokenizer import Tokenizer
 
 STAGE = Stage("tokenise", 1, ("tiktoken", "tokenizers"))
-DATASET_STAGE = Stage("dataset", 2)
+DATASET_STAGE = Stage("dataset", 2, STAGE.libraries)
 
 # Text encoded in one go: enough for the libraries to be at work, little enough for what they keep
 # of each text not to count.
@@ -114,27 +114,37 @@ def _imported(run: Run, path: str, end_of_text: str | None) -> ObjectRef:
 
 
 def _training_texts(store: Store, corpus: Manifest, most_bytes: int) -> Iterator[str]:
-    """Texts of training documents in the order of their ids, until there are enough."""
-    shards = open_corpus(store, corpus).shards
-    listed = []
-    for shard in shards:
-        rows = live_rows(store, shard, columns=["id"]).column("id")
-        labels = store.read_table(shard.extras.get(LABELS.kind), LABELS)
-        train = labels.filter(pc.equal(labels.column("split"), "train")).column("id")
-        listed += rows.filter(pc.is_in(rows, value_set=train)).to_pylist()
-    if not listed:
+    """Texts of training documents in the order of their ids, until there are enough.
+
+    Each shard is read once, and of a later one only what comes before the last text that is kept.
+    """
+    kept: dict[str, tuple[str, int]] = {}
+    last: str | None = None
+    for shard in open_corpus(store, corpus).shards:
+        wanted = _training_ids(store, shard)
+        if last is not None:
+            wanted = wanted.filter(pc.less(wanted, last))
+        if not len(wanted):
+            continue
+        where = (pc.field("id") <= pc.max(wanted)) & pc.field("id").isin(wanted)
+        rows = store.read_table(shard.text, DOCUMENTS, ["id", "text"], where)
+        sized = zip(
+            rows["text"].to_pylist(), pc.binary_length(rows["text"]).to_pylist(), strict=True
+        )
+        kept.update(zip(rows["id"].to_pylist(), sized, strict=True))
+        ids = sorted(kept)
+        enough = int(np.searchsorted(np.cumsum([kept[key][1] for key in ids]), most_bytes))
+        kept = {key: kept[key] for key in ids[: enough + 1]}
+        last = ids[enough] if enough < len(ids) else None
+    if not kept:
         raise DataError("no document is left to train a tokenizer on; `loam show` tells why")
-    cutoff: Sequence[str] = sorted(listed)
-    texts: dict[str, str] = {}
-    for shard in shards:
-        rows = live_rows(store, shard, columns=["id", "text"])
-        rows = rows.filter(pc.is_in(rows.column("id"), value_set=pa.array(cutoff)))
-        texts.update(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-        # Once there is enough text, later ids can only be pushed out.
-        sizes = np.cumsum([len(texts[key].encode()) for key in sorted(texts)])
-        keep = sorted(texts)[: int(np.searchsorted(sizes, most_bytes)) + 1]
-        texts = {key: texts[key] for key in keep}
-    return (texts[key] for key in sorted(texts))
+    return (text for text, _ in kept.values())
+
+
+def _training_ids(store: Store, shard: Shard) -> pa.Array:
+    """The ids of a shard's live documents that are trained on."""
+    labels = live_rows(store, shard, shard.extras.get(LABELS.kind), LABELS)
+    return labels.filter(pc.equal(labels["split"], "train"))["id"].combine_chunks()
 
 
 def tokenise_request(corpus: Manifest, config: TokeniseConfig, tokenizer: Pin) -> Request:
@@ -208,9 +218,14 @@ def tokenise(run: Run, corpus: Manifest, config: TokeniseConfig) -> Manifest:
 def dataset_request(
     tokens: Manifest, heldout: Pin, taken: Takedowns, compared: Pin | None = None
 ) -> Request:
-    """What decides the dataset and its figures: the live tokens, the pinned held-out set, what of
-    both has been taken down since, and the tokenizer compared with."""
-    pins = {"heldout": heldout.object.sha256, **taken.pins}
+    """What decides the dataset and its figures: the live tokens, their tokenizer (another one may
+    give the same), the pinned held-out set, what of both has been taken down since, and the
+    tokenizer compared with."""
+    pins = {
+        "heldout": heldout.object.sha256,
+        "tokenizer": tokens.object("tokenizer").sha256,
+        **taken.pins,
+    }
     if compared is not None:
         pins["compared-tokenizer"] = compared.object.sha256
     return Request(DATASET_STAGE, {}, {"corpus": tokens}, pins)

@@ -47,6 +47,12 @@ _SPDX = re.compile(
     rb"SPDX-License-Identifier:[ \t]*([A-Za-z0-9.+()\- ]+?)[ \t]*(?:\*/|-->|\r|\n|$)"
 )
 _HEAD = 2048
+# Types of tar header that tell of the next one: its long names and attributes.
+_ABOUT_NEXT = frozenset(
+    [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+     tarfile.GNUTYPE_LONGLINK]
+)  # fmt: skip
+_MAX_ATTRIBUTES = 1 << 20
 
 
 def code_records(file: IO[bytes], path: str, limit: int) -> Iterator[Record | Reject]:
@@ -60,7 +66,7 @@ def code_records(file: IO[bytes], path: str, limit: int) -> Iterator[Record | Re
         return
     try:
         stream = cast(IO[bytes], _Reading(blocks(file)))
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
             for position, member in enumerate(archive, start=1):
                 opened = archive.extractfile(member) if member.isfile() else None
                 if opened is None:
@@ -68,10 +74,35 @@ def code_records(file: IO[bytes], path: str, limit: int) -> Iterator[Record | Re
                 if member.size > limit:
                     yield Reject(position, "too_large", f"{member.name} is over {limit:,} bytes")
                     continue
-                date = iso_utc(datetime.fromtimestamp(member.mtime, UTC))
-                yield _record(position, posixpath.normpath(member.name), opened.read(), limit, date)
+                path_ = posixpath.normpath(member.name)
+                yield _record(position, path_, opened.read(), limit, _date(member.mtime))
     except tarfile.TarError as error:
         raise Broken("unreadable", f"tar: {error}") from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header of an archive. tarfile takes a damaged one, or none, for the archive's end, and
+    reads long names and attributes into memory whatever length they claim."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the end, as an archive should have it
+            reason = "unreadable" if len(buf) == tarfile.BLOCKSIZE else "truncated"
+            raise Broken(reason, f"tar: {error}") from error
+        if header.size < 0 or (header.type in _ABOUT_NEXT and header.size > _MAX_ATTRIBUTES):
+            raise Broken("unreadable", f"tar: a header of {header.size:,} bytes")
+        return header
+
+
+def _date(seconds: float) -> str | None:
+    try:
+        return iso_utc(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _record(

@@ -15,6 +15,8 @@ META = ("title", "revision")
 _DROPPED_TAGS = frozenset(["ref", "references", "gallery", "table", "math", "timeline", "imagemap"])
 _NAMESPACED = re.compile(r"^\s*:?\s*[^:|\[\]{}]{2,24}:\S")
 _AROUND_BREAKS = re.compile(r"[ \t]*\n[ \t]*")
+# Bytes of a dump for one of text at most: six for an escaped quotation mark, and what is around.
+_MARKUP_PER_TEXT = 8
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -36,8 +38,7 @@ def mediawiki_records(content: Iterable[bytes], limit: int) -> Iterator[Record |
     site: dict[str, str] = {}
     position = 0
     try:
-        for element, event in _events(parser, content):
-            name = etree.QName(element).localname
+        for element, event, name in _events(parser, content, _MARKUP_PER_TEXT * limit):
             if event == "start":
                 _check_root(element, name, site)
             elif name == "base":
@@ -52,10 +53,22 @@ def mediawiki_records(content: Iterable[bytes], limit: int) -> Iterator[Record |
         raise Broken("unreadable", f"XML: {error}") from error
 
 
-def _events(parser: Any, content: Iterable[bytes]) -> Iterator[tuple[Any, str]]:
+def _events(parser: Any, content: Iterable[bytes], most: int) -> Iterator[tuple[Any, str, str]]:
+    """Elements as they begin and end, with their names. Raises Broken where the parser would come
+    to hold more than `most` bytes, since no page has ended for so long."""
+    from lxml import etree
+
+    held = 0
     for block in content:
         parser.feed(block)
-        yield from ((element, event) for event, element in parser.read_events())
+        held += len(block)
+        for event, element in parser.read_events():
+            name = etree.QName(element).localname
+            if event == "end" and name == "page":
+                held = 0
+            yield element, event, name
+        if held > most:
+            raise Broken("too_large", f"no page ends within {most:,} bytes")
     parser.close()
 
 

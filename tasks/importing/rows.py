@@ -29,6 +29,11 @@ EXTENSIONS: dict[str, Format] = {
     ".text": "text", ".md": "markdown", ".markdown": "markdown", ".warc": "warc", ".wet": "wet",
     ".mbox": "mbox", ".xml": "mediawiki",
 }  # fmt: skip
+# Libraries whose version decides what comes of a file; the other formats leave no choice.
+LIBRARIES: dict[Format | None, tuple[str, ...]] = {
+    "mbox": ("ftfy", "lxml", "resiliparse", "trafilatura"),
+    "mediawiki": ("mwparserfromhell",),
+}
 COMPRESSED = (".gz", ".zst", ".bz2")
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 100_000
 
@@ -128,7 +133,7 @@ class _Importer:
 
     def __init__(self, file: FileRef, config: ImportConfig, source: str, date: str) -> None:
         self.file, self.config, self.source, self.date = file, config, source, date
-        self.format = _format(file.path, config)
+        self.format = format_of(file.path, config)
         # Only tables and JSON have field names of the user's.
         own = self.format in ("jsonl", "csv", "parquet", "warc")
         self.fields = _Fields.of(config) if own else _FIELDS.get(self.format or "", _Fields())
@@ -257,7 +262,7 @@ class _Importer:
         return values["id"] or address or text_digest(text)
 
 
-def _format(path: str, config: ImportConfig) -> Format | None:
+def format_of(path: str, config: ImportConfig) -> Format | None:
     """The format of a file; None where its name does not tell."""
     if config.format != "auto":
         return config.format

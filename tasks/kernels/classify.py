@@ -24,7 +24,7 @@ _BASIS = np.uint64(2166136261)
 _PRIME = np.uint64(16777619)
 _WORD_PRIME = np.uint64(116049371)
 _LABEL = np.frombuffer(b"__label__", np.uint8)
-# Features found at a time: what fits the first cache.
+# Features found at a time: what fits the first cache. No character begins as many n-grams.
 _ROOM = 1024
 # The library reports a probability's logarithm plus this.
 _TINY = 1e-5
@@ -121,22 +121,23 @@ def _add_words(
             continue
         if word >= 0 and word == end_of_text:
             break
-        size = place - start + 2
-        if count + size * (longest + 1) > len(features):
-            _add_rows(features[:count], n_words, places, rows, hidden)
+        if count == len(features):
+            _add_rows(features, n_words, places, rows, hidden)
             total, count = total + count, 0
-            if size * (longest + 1) > len(features):
-                features = np.empty(2 * size * (longest + 1), np.int64)
-                piece = np.empty(2 * size, np.uint8)
         if word >= 0:
             features[count] = word
             count += 1
         if longest:
+            size = place - start + 2
+            if size > len(piece):
+                piece = np.empty(2 * size, np.uint8)
             piece[0], piece[size - 1] = 0x3C, 0x3E
             piece[1 : size - 1] = data[start:place]
-            count = _ngram_features(
-                piece, size, shortest, longest, n_words, buckets, kept, features, count
-            )
+            added, count = _ngram_features(
+                piece, size, shortest, longest, n_words, buckets, kept, places, rows, features,
+                count, hidden,
+            )  # fmt: skip
+            total += added
         hashes[n_hashes] = code
         n_hashes += 1
     _add_rows(features[:count], n_words, places, rows, hidden)
@@ -160,11 +161,19 @@ def _add_rows(features, n_words, places, rows, hidden):
 
 
 @njit(cache=True, nogil=True)
-def _ngram_features(piece, size, shortest, longest, n_words, buckets, kept, features, count):
+def _ngram_features(
+    piece, size, shortest, longest, n_words, buckets, kept, places, rows, features, count, hidden
+):
+    """Notes the n-grams of a word, and adds the rows of those noted whenever the room is used up.
+    How many were added, and how many are noted."""
+    added = 0
     reciprocal = 1.0 / buckets
     for first in range(size):
         if piece[first] & 0xC0 == 0x80:
             continue
+        if count + longest >= len(features):
+            _add_rows(features[:count], n_words, places, rows, hidden)
+            added, count = added + count, 0
         code, place = _BASIS, first
         for n in range(1, longest + 1):
             if place == size:
@@ -186,7 +195,7 @@ def _ngram_features(piece, size, shortest, longest, n_words, buckets, kept, feat
             # Noted in any case and kept by counting on: a branch would often be guessed wrongly.
             features[count] = n_words + bucket
             count += (kept[bucket >> 3] >> (bucket & 7)) & 1
-    return count
+    return added, count
 
 
 @njit(cache=True, nogil=True)

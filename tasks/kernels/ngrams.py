@@ -44,12 +44,18 @@ class NgramIndex:
 
 
 def index_ngrams(
-    hashes: Hashes, bounds: Ints, n: int, max_owners: int | None = None, whole: bool = False
+    hashes: Hashes,
+    bounds: Ints,
+    n: int,
+    max_owners: int | None = None,
+    whole: bool = False,
+    first_owners: int | None = None,
 ) -> NgramIndex:
     """The table of the n-grams of passages; a passage under `n` words is one n-gram.
 
-    An n-gram of more than `max_owners` passages is a common phrase. With `whole`, a passage under
-    `n` words is found only where it is a whole document.
+    An n-gram of more than `max_owners` passages is a common phrase; one of more than `first_owners`
+    is known as one of the first so many, and counts for no other. With `whole`, a passage under `n`
+    words is found only where it is a whole document.
     """
     words = np.diff(bounds)
     widths = np.minimum(words, n)
@@ -64,8 +70,11 @@ def index_ngrams(
     fresh[1:] = (np.diff(owners[order]) != 0) | (np.diff(runs[order]) != 0)
     order = order[fresh]
     runs, owners = runs[order], owners[order]
-    sizes = np.bincount(owners, minlength=len(words))
     keys, counts = np.unique(runs, return_counts=True)
+    if first_owners is not None:
+        rank = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        owners, counts = owners[rank < first_owners], np.minimum(counts, first_owners)
+    sizes = np.bincount(owners, minlength=len(words))
     if max_owners is not None:
         owners = owners[np.repeat(counts <= max_owners, counts)]
         counts = np.where(counts <= max_owners, counts, 0)

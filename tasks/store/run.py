@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm.errors import LoamError
+from llm.errors import ConfigError, LoamError
 from tasks.progress import tally
 from tasks.store.executors import InlineExecutor, run_all
 from tasks.store.fingerprint import canonical, differences, fingerprint
@@ -123,6 +123,7 @@ class Run:
     planning: bool = False
     refresh: bool = False
     accept_losses: bool = False
+    accept_alarms: bool = False
     sample: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
@@ -145,13 +146,23 @@ def reuse(run: Run, request: Request) -> Manifest | None:
 
 def perform(
     store: Store,
-    stage: str,
+    stage: Stage,
+    libraries: Mapping[str, str],
     key: str,
     run_id: str,
     function: Callable[..., Outcome],
     args: tuple[Any, ...],
 ) -> Receipt:
-    """One action, wherever it runs: calls the function, checks its books, writes its outputs."""
+    """One action, wherever it runs: calls the function, checks its books, writes its outputs.
+
+    Raises ConfigError where other versions are installed than the `libraries` that are in the key,
+    as on a worker of a cluster.
+    """
+    if changed := differences(libraries, stage.library_versions()):
+        raise ConfigError(
+            f"{stage.name}: {socket.gethostname()} has other libraries than the run was planned "
+            f"with ({'; '.join(changed)}): install the same on every worker"
+        )
     began = time.perf_counter()
     outcome = function(store, *args)
     drops: dict[str, int] = {}
@@ -161,7 +172,7 @@ def perform(
                 drops[reason] = drops.get(reason, 0) + 1
     if outcome.rows_in != outcome.rows_out + sum(drops.values()):
         raise BooksDoNotBalance(
-            f"{stage}: {outcome.rows_in} rows in, but {outcome.rows_out} out and "
+            f"{stage.name}: {outcome.rows_in} rows in, but {outcome.rows_out} out and "
             f"{sum(drops.values())} dropped (action {key[:12]})"
         )
     outputs = [store.put_table(table, schema) for schema, table in outcome.tables]
@@ -179,7 +190,7 @@ def perform(
         host=socket.gethostname(),
         run_id=run_id,
     )
-    return store.put_receipt(stage, receipt)
+    return store.put_receipt(stage.name, receipt)
 
 
 def run_actions(
@@ -201,8 +212,10 @@ def run_actions(
     todo = {key: action for key, action in zip(keys, actions, strict=True) if key not in receipts}
     if todo and len(todo) < len(actions):
         run.say(f"{stage}: {len(actions) - len(todo)} of {len(actions)} shards are done already")
+    planned = (request.stage, request.stage.library_versions())
     calls = [
-        (run.store, stage, key, run.run_id, function, action.args) for key, action in todo.items()
+        (run.store, *planned, key, run.run_id, function, action.args)
+        for key, action in todo.items()
     ]
     with tally(stage, "shards", len(calls)) as progress:
         for _, receipt in run_all(run.executor, perform, calls):

@@ -131,9 +131,7 @@ SIGNATURES = _schema(
 
 # Numbers of rows under sorted keys, a slice of them a row, so that a range of keys can be read by
 # itself. `first` and `last` bound the keys (int64), which may be hashes; `rows` are uint32.
-_SLICES = pa.schema(
-    [("first", _INT), ("last", _INT), ("keys", pa.binary()), ("rows", pa.binary())]
-)
+_SLICES = pa.schema([("first", _INT), ("last", _INT), ("keys", pa.binary()), ("rows", pa.binary())])
 # MinHash band keys of SIGNATURES, and the row each is of.
 BANDS = Schema("bands", _SLICES, ("first", "last", "keys", "rows"), group_rows=1)
 # Hashes of the shingles of candidates, on their way to where they are compared; `first` and `last`

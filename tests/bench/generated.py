@@ -27,20 +27,27 @@ SENTENCES = 20
 Ints = npt.NDArray[np.int64]
 
 
+N_QUESTIONS = 500
+
+
 @lru_cache(maxsize=1)
-def pool() -> pa.Array:
-    """Distinct sentences of real prose, of 40 to 240 characters."""
+def _sentences() -> list[str]:
+    """Distinct sentences of real prose, of 40 to 240 characters, the longest first."""
     found = (s.strip() for text in english() for s in re.split(r"(?<=[.!?]) +", text))
     kept = dict.fromkeys(s for s in found if 40 <= len(s) <= 240)
-    return pa.array(list(kept), pa.string())
+    return sorted(kept, key=lambda s: (-len(s), s))
 
 
-def questions(n: int = 500) -> list[str]:
-    """Benchmark items: some of the pool's longest sentences, which no other document holds."""
-    sentences = sorted(pool().to_pylist(), key=lambda s: (-len(s), s))
-    return [
-        f"In the year {1700 + place} it was asked: {s}" for place, s in enumerate(sentences[:n])
-    ]
+@lru_cache(maxsize=1)
+def pool() -> pa.Array:
+    """What documents are made of."""
+    return pa.array(_sentences()[N_QUESTIONS:], pa.string())
+
+
+@lru_cache(maxsize=1)
+def questions() -> list[str]:
+    """Benchmark items: the longest sentences, which no document holds unless it is a leak."""
+    return [f"Asked in {1700 + n}: {s}" for n, s in enumerate(_sentences()[:N_QUESTIONS])]
 
 
 def _fresh(block: int, seed: int) -> tuple[Ints, Ints]:

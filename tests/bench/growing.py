@@ -44,10 +44,12 @@ def grow(path: Path) -> dict[str, Any]:
 def _grow_here(path: Path) -> dict[str, Any]:
     config = parse_config(json.loads(path.read_text(encoding="utf-8")), str(path))
     began = time.monotonic()
-    with mock.patch("tasks.as_task.in_prefect", lambda name, function: function):
-        with open_run(config, RunOptions(), say=lambda text: print(text, file=sys.stderr)) as run:
-            corpus = grow_corpus(run, config)
-            tokens = tokenise(run, corpus, config.tokenizer)
+    with (
+        mock.patch("tasks.as_task.in_prefect", lambda name, function: function),
+        open_run(config, RunOptions(), say=lambda text: print(text, file=sys.stderr)) as run,
+    ):
+        corpus = grow_corpus(run, config)
+        tokens = tokenise(run, corpus, config.tokenizer)
         publish(run, dataset(run, tokens, config.tokenizer), "dataset")
     here = resource.getrusage(resource.RUSAGE_SELF)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -200,8 +200,8 @@ def test_what_nobody_expected_keeps_its_traceback(
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "plan", "status", "show", "generate", "models", "store verify", "store gc", "export",
-     "repin", "deploy"],
+    ["run", "plan", "status", "show", "card", "generate", "models", "store verify", "store gc",
+     "export", "repin", "deploy"],
 )  # fmt: skip
 def test_every_command_has_an_example_in_its_help(loam: Loam, command: str) -> None:
     code, out, _ = loam(*command.split(), "--help")

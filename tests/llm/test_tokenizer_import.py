@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import time
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -141,6 +142,49 @@ def test_what_tokenizers_cannot_follow_is_refused():
 def test_what_is_no_sentencepiece_model_is_refused(body: bytes):
     with pytest.raises(DataError, match="SentencePiece model"):
         convert_sentencepiece(body[:2000])
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A field of bytes, fewer than 128, of a message."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def model_with_map(charsmap: bytes) -> bytes:
+    """A SentencePiece model of the pieces that it must have and the letter a."""
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("a", 1)]
+    body = b"".join(field(1, field(1, text.encode()) + bytes([24, kind])) for text, kind in pieces)
+    return body + field(2, b"") + field(3, field(2, charsmap))
+
+
+def test_a_number_without_end_in_a_sentencepiece_model_takes_no_time_with_its_square():
+    body = b"\xff" * 3_000_000
+    began = time.process_time()
+    with pytest.raises(DataError, match="64 bits"):
+        convert_sentencepiece(body)
+    assert time.process_time() - began < 1
+
+
+def test_a_tokenizer_that_some_text_stops_is_refused(tmp_path):
+    file = tmp_path / "x.model"
+    file.write_bytes(model_with_map(b"no map"))
+    with pytest.raises(DataError, match=r"the SentencePiece model is damaged: .*fetch it again"):
+        import_tokenizer(str(file))
+    file.write_bytes(model_with_map(b"\x08\0\0\0" + b"leads astray"))
+    with pytest.raises(DataError, match=r"x.model: tokenizers cannot encode every character"):
+        import_tokenizer(str(file))
+    words = tokenizers.Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="<unk>"))
+    words.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    words.save(str(tmp_path / "words.json"))
+    with pytest.raises(DataError, match=r"words.json: tokenizers cannot encode every character"):
+        import_tokenizer(str(tmp_path / "words.json"))
+
+
+def test_a_vocabulary_that_is_none_is_refused(tmp_path):
+    added = [{"content": "</s>", "special": True}]
+    body = json.dumps({"added_tokens": added, "model": {"type": "BPE", "vocab": [1, 2]}})
+    (tmp_path / "odd.json").write_text(body)
+    with pytest.raises(DataError, match=r"not a tokenizer.json"):
+        import_tokenizer(str(tmp_path / "odd.json"))
 
 
 def test_gpt2_is_read_from_its_two_files():

@@ -16,12 +16,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import ConfigError, DataError
-from tasks.benchmarks import Benchmark, BenchmarkConfig, DecontaminateConfig, load_benchmark
+from tasks.benchmarks import (
+    Benchmark,
+    BenchmarkConfig,
+    DecontaminateConfig,
+    load_benchmark,
+    pin_benchmarks,
+)
 from tasks.decontaminate import LEDGER, decide
 from tasks.kernels.words import words
 from tasks.matches import MATCHES, build_table, match_shard
 from tasks.store.rows import document_id, text_digest
+from tasks.store.run import Run
 from tasks.store.schema import DROPS
+from tasks.store.store import Store
 from tests.leaks import QUESTIONS, VARIANTS, plant, read_benchmark
 from tests.shared_data import shared_data
 
@@ -240,6 +248,22 @@ def test_the_passages_kept_of_a_document_are_those_it_holds_most_of():
     assert (matches[-1]["kind"], matches[-1]["item"]) == ("heldout", "i")
 
 
+def test_a_leak_is_found_beside_an_instruction_that_comes_with_every_item():
+    instruction, short = numbered(0, 20), "what was the name of the third river"
+    exam = benchmark(*(f"{instruction} {numbered(100 * n, 30)}" for n in range(1, 301)), short)
+    copied = {f"{n:02}": f"{instruction} {numbered(10**6 * n, 40)}" for n in range(1, 21)}
+    leaks = {"short": f"{instruction} but {short}", "long": exam.passages[250][1]}
+    table = build_table([exam], None, CONFIG)
+    matches = match_shard(documents({**copied, **leaks}), table, CONFIG)
+    assert Counter(matches["id"].to_pylist()) == dict.fromkeys((*copied, *leaks), 64)
+    drops, ledger = decide([matches], CONFIG)
+    assert drops["id"].to_pylist() == ["long", "short"]
+    assert {(row["id"], row["item"]) for row in ledger.to_pylist()} == {
+        ("long", "250.text"),
+        ("short", "300.text"),
+    }
+
+
 def test_matches_do_not_depend_on_how_many_documents_are_looked_up_together(monkeypatch):
     rng = random.Random(5)
     texts = {f"{n}": numbered(rng.randrange(500), rng.randrange(60)) for n in range(50)}
@@ -357,6 +381,7 @@ def test_rows_of_a_benchmark_that_do_not_parse_are_set_aside_with_their_reasons(
         b'{"q": "caf\xe9"}',
         b"[" * 100_000,
         b'{"q": "last"}',
+        b'{"q": "half a pair: \\ud83c"}',
     ]
     for data in (b"\n".join(lines), gzip.compress(b"\r\n".join(lines))):
         exam = load_benchmark(data, "exam", ["q", "choices"])
@@ -366,9 +391,10 @@ def test_rows_of_a_benchmark_that_do_not_parse_are_set_aside_with_their_reasons(
             ("0.choices.1", "two"),
             ("7.q", "last"),
         )
-        assert [row.line for row in exam.rejected] == [1, 2, 4, 5, 6]
+        assert [row.line for row in exam.rejected] == [1, 2, 4, 5, 6, 8]
         assert exam.rejected[1].reason == "found list, expected an object"
         assert exam.rejected[2].reason == "found int in q, expected text or a list of text"
+        assert "surrogates not allowed" in exam.rejected[5].reason
 
 
 def test_a_decomposed_benchmark_is_found_in_a_composed_corpus():
@@ -386,6 +412,23 @@ def test_a_benchmark_that_cannot_be_used_says_why():
         load_benchmark(b'{"q": "a"}', "exam", ["quest"])
     with pytest.raises(DataError, match="damaged gzip"):
         load_benchmark(gzip.compress(b'{"q": "a"}' * 100)[:-12], "exam", ["q"])
+
+
+def test_a_benchmark_that_cannot_be_used_is_not_pinned(tmp_path):
+    run = Run(Store.at(f"file://{tmp_path / 'store'}"), "main", "run-1")
+    file = tmp_path / "exam.jsonl"
+    config = DecontaminateConfig(
+        benchmarks=(BenchmarkConfig(name="exam", path=str(file), fields=("q",)),)
+    )
+    file.write_text("<html>404</html>")
+    with pytest.raises(DataError, match="exam has no readable row"):
+        pin_benchmarks(run, config)
+    file.write_text('{"quest": "a"}')
+    with pytest.raises(ConfigError, match="exam has no field"):
+        pin_benchmarks(run, config)
+    file.write_text('{"q": "a"}')
+    (pin,) = pin_benchmarks(run, config)
+    assert run.store.read_bytes(pin.object) == b'{"q": "a"}'
 
 
 def test_two_benchmarks_of_one_name_are_refused():

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,40 +21,84 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import DataError
-from tasks.dedup import (
-    DedupConfig,
-    candidate_pairs,
-    decide,
-    ngram_hashes,
-    shingles,
-    signature_matrix,
-    signature_shard,
-    verify,
-    words,
-)
+from tasks.dedup import Duplicates, find_duplicates
+from tasks.duplicates import Workers, candidate_pairs, live_documents, to_hex
+from tasks.kernels.minhash import permutations, sign
+from tasks.kernels.words import words
+from tasks.signatures import DedupConfig, read_slices, signature_shard
+from tasks.store.corpus import Shard
+from tasks.store.executors import InlineExecutor
 from tasks.store.rows import document_id, text_digest
-from tasks.store.schema import CLUSTERS, DROPS, EDGES, SIGNATURES
+from tasks.store.schema import BANDS, CLUSTERS, DOCUMENTS, DROPS, EDGES, SIGNATURES
+from tasks.store.store import Store
 from tests.shared_data import shared_data
 
 CONFIG = DedupConfig()
+Texts = dict[str, str]
 
 
-def documents(texts: dict[str, str], source: str = "web") -> pa.Table:
-    return pa.table(
+class Elsewhere(InlineExecutor):
+    """Hands calls over as another process would get them."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        fn, args = pickle.loads(pickle.dumps((fn, args)))
+        return super().submit(fn, *args, **kwargs)
+
+
+def name(number: int) -> str:
+    return f"{number:032x}"
+
+
+def documents(texts: Texts, source_of: dict[str, str] | None = None) -> pa.Table:
+    rows = [
         {
-            "id": pa.array(texts, pa.string()),
-            "digest": [text_digest(text) for text in texts.values()],
-            "text": pa.array(texts.values(), pa.large_string()),
-            "source": [source] * len(texts),
+            "id": id,
+            "digest": text_digest(text),
+            "text": text,
+            "source": (source_of or {}).get(id, "web"),
         }
-    )
+        for id, text in texts.items()
+    ]
+    return DOCUMENTS.table(rows)
 
 
-def deduplicate(texts: dict[str, str], config: DedupConfig = CONFIG) -> tuple[pa.Table, pa.Table]:
-    signatures = signature_shard(documents(texts), config)
-    pairs = candidate_pairs(signatures, config)
-    edges = verify(pairs, lambda ids: [texts[id] for id in ids], config)
-    return decide(signatures, edges, config)
+def workers(
+    tables: Sequence[pa.Table],
+    config: DedupConfig = CONFIG,
+    dead: Sequence[str] = (),
+    store: Store | None = None,
+) -> Workers:
+    """Shards of documents, signed, in a store; the ids of `dead` live no more."""
+    store = store or Store.at(tempfile.mkdtemp(dir=FOLDER))
+    shards = []
+    for table in tables:
+        signatures, bands = signature_shard(table, config)
+        written = [
+            (schema.kind, store.put_table(rows, schema))
+            for schema, rows in ((SIGNATURES, signatures), (BANDS, bands))
+        ]
+        here = set(table["id"].to_pylist())
+        shards.append(
+            Shard(
+                text=store.put_table(table, DOCUMENTS),
+                dead=tuple(id for id in dead if id in here),
+                extras={kind: ref for kind, ref in written if ref is not None},
+            )
+        )
+    return Workers(store, shards, Elsewhere())
+
+
+FOLDER: str | None = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    global FOLDER
+    FOLDER = str(tmp_path_factory.mktemp("stores"))
+
+
+def deduplicate(texts: Texts, config: DedupConfig = CONFIG) -> Duplicates:
+    return find_duplicates(workers([documents(texts)], config), config)
 
 
 def jaccard(one: str, two: str, n: int = 5) -> float:
@@ -73,7 +122,7 @@ def speeches() -> list[str]:
     ]
 
 
-def planted(count: int) -> dict[str, str]:
+def planted(count: int) -> Texts:
     """Passages, each followed by a copy with 1 to 8 words replaced."""
     rng = random.Random(7)
     texts = {}
@@ -103,102 +152,55 @@ def components(ids: list[str], pairs: list[tuple[str, str]]) -> dict[str, str]:
     return label
 
 
-def test_words_are_equal_whatever_their_case_width_punctuation_and_composition():
-    assert words("Straße, don’t “STOP”_now") == words("STRASSE don't stop now")
-    assert words("ｆｕｌｌ１２") == ["full12"]
-    assert words("cafe\u0301 soft\u00adhyphen") == ["café", "softhyphen"]
+def pairs_of(found: Duplicates) -> dict[tuple[str, str], float]:
+    return {(row["a"], row["b"]): row["similarity"] for row in found.edges.to_pylist()}
 
 
-def test_scripts_without_spaces_give_a_word_for_each_letter_and_marks_stay_with_theirs():
-    assert words("你好，世界") == ["你", "好", "世", "界"]
-    assert words("हिन्दी में") == ["हिन्दी", "में"]
-    assert words("กิน ok") == ["กิ", "น", "ok"]
+def candidates(at: Workers, config: DedupConfig = CONFIG) -> list[tuple[str, str]]:
+    live = live_documents(at, config)
+    pairs = candidate_pairs(at, live, config)
+    ids = to_hex(live.ids).to_pylist()
+    return [(ids[a], ids[b]) for a, b in zip(pairs.one, pairs.two, strict=True)]
 
 
-def test_ngram_hashes_equal_the_polynomial_in_whole_numbers():
-    values = np.array([3, 2**64 - 1, 12345678901234567890, 7], dtype=np.uint64)
-    factor = 0x9E3779B97F4A7C15
-    expected = []
-    for start in range(2):
-        total = 3
-        for value in values[start : start + 3].tolist():
-            total = (total * factor + value) % 2**64
-        expected.append(total)
-    assert ngram_hashes(values, 3).tolist() == expected
-    assert ngram_hashes(values, 5).tolist() == []
-
-
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60), st.sampled_from(["word", "character"]))
-def test_every_text_has_a_shingle_and_a_signature(text, shingle):
-    config = DedupConfig(shingle=shingle)
-    assert len(shingles(text, config)) >= 1
-    table = signature_shard(documents({"a": text}), config)
-    assert table.schema == SIGNATURES.arrow
+def test_every_text_has_its_bands(text, shingle):
+    table, bands = signature_shard(documents({name(1): text}), DedupConfig(shingle=shingle))
+    assert (table.schema, bands.schema) == (SIGNATURES.arrow, BANDS.arrow)
     assert table["length"].to_pylist() == [len(text)]
-    assert len(table["signature"][0].as_py()) == 448
+    assert len(bands["keys"][0].as_py()) == 14 * 8
 
 
-def test_signatures_estimate_the_jaccard_similarity():
-    texts = planted(200)
-    matrix = signature_matrix(signature_shard(documents(texts), CONFIG), CONFIG)
-    values = list(texts.values())
-    errors = [
-        np.mean(matrix[i] == matrix[i + 1]) - jaccard(values[i], values[i + 1])
-        for i in range(0, len(values), 2)
-    ]
-    # The estimate of one pair has a standard deviation of at most 0.5 / sqrt(112) = 0.047.
-    assert abs(float(np.mean(errors))) < 5 * 0.047 / len(errors) ** 0.5
-    assert float(np.std(errors)) < 0.047
-
-
-def test_a_signature_is_datasketch_of_all_shingles_however_many_are_hashed_at_once(monkeypatch):
-    texts = {"a": speeches()[0], "b": speeches()[1]}
-    whole = signature_shard(documents(texts), CONFIG)
-    for id, signature in zip(texts, whole["signature"].to_pylist(), strict=True):
-        expected = MinHash(112, seed=1, hashfunc=int, scheme="affine32")
-        for shingle in shingles(texts[id], CONFIG).tolist():
-            expected.update(shingle >> 32)
-        assert signature == expected.hashvalues.astype("<u4").tobytes()
-    monkeypatch.setattr("tasks.dedup._CHUNK", 7)
-    assert signature_shard(documents(texts), CONFIG).equals(whole)
-
-
-def test_candidates_and_edges_depend_on_neither_order_nor_batches(monkeypatch):
-    texts = planted(60)
-    for number, text in enumerate(list(texts.values())[:40]):
-        texts[document_id("copies", f"{number}")] = text
-        texts[document_id("edits", f"{number}")] = text + " in the end"
-    signatures = signature_shard(documents(texts), CONFIG)
-    pairs = candidate_pairs(signatures, CONFIG)
-    edges = verify(pairs, lambda ids: [texts[id] for id in ids], CONFIG)
-    order = random.Random(3).sample(range(len(signatures)), len(signatures))
-    assert candidate_pairs(signatures.take(order), CONFIG).equals(pairs)
-    monkeypatch.setattr("tasks.dedup._BATCH_CHARACTERS", 5000)
-    asked: list[int] = []
-
-    def text_of(ids: list[str]) -> list[str]:
-        asked.append(len(ids))
-        return [texts[id] for id in ids]
-
-    assert verify(pairs, text_of, CONFIG).equals(edges)
-    assert max(asked) <= 10
-    assert len(asked) > 10
+def test_bands_are_sorted_and_a_range_of_them_is_read_by_itself(monkeypatch):
+    monkeypatch.setattr("tasks.signatures._SLICE", 100)
+    at = workers([documents(planted(100))])
+    ref = at.shards[0].extras[BANDS.kind]
+    keys, rows = read_slices(at.store, ref, BANDS, -(1 << 63), (1 << 63) - 1)
+    assert len(keys) == 200 * 14
+    assert np.bincount(rows).tolist() == [14] * 200
+    assert (np.diff(keys) >= 0).all()
+    low, high = int(keys[700]), int(keys[900])
+    part, its_rows = read_slices(at.store, ref, BANDS, low, high)
+    assert len(part) <= 400
+    inside = (part >= low) & (part <= high)
+    wanted = (keys >= low) & (keys <= high)
+    assert part[inside].tolist() == keys[wanted].tolist()
+    assert its_rows[inside].tolist() == rows[wanted].tolist()
 
 
 def test_candidates_join_the_same_documents_as_datasketch_lsh():
     texts = planted(300)
-    signatures = signature_shard(documents(texts), CONFIG)
+    matrix = sign(pa.array(texts.values()), 5, False, permutations(112, 1))
     lsh = MinHashLSH(num_perm=112, params=(14, 8))
     hashes = {
         id: MinHash(hashvalues=row, scheme="affine32")
-        for id, row in zip(texts, signature_matrix(signatures, CONFIG), strict=True)
+        for id, row in zip(texts, matrix, strict=True)
     }
     for id, minhash in hashes.items():
         lsh.insert(id, minhash)
     expected = [(id, other) for id, minhash in hashes.items() for other in lsh.query(minhash)]
-    pairs = candidate_pairs(signatures, CONFIG)
-    found = list(zip(pairs["id_a"].to_pylist(), pairs["id_b"].to_pylist(), strict=True))
+    found = candidates(workers([documents(texts)]))
     assert set(found) <= set(expected)
     assert components(list(texts), found) == components(list(texts), expected)
     assert len(found) > 200
@@ -206,13 +208,13 @@ def test_candidates_join_the_same_documents_as_datasketch_lsh():
 
 def test_near_duplicates_at_or_above_the_threshold_are_found():
     texts = planted(1000)
-    clusters = roots(deduplicate(texts)[1])
+    clusters = roots(deduplicate(texts).clusters)
     ids, values = list(texts), list(texts.values())
     seen: dict[str, list[bool]] = {"0.80-0.85": [], "0.85-0.90": [], "0.90-1.00": []}
     below = []
     for i in range(0, len(ids), 2):
         similarity = jaccard(values[i], values[i + 1])
-        joined = clusters[ids[i]] == clusters[ids[i + 1]]
+        joined = ids[i] in clusters and clusters[ids[i]] == clusters.get(ids[i + 1])
         if similarity < CONFIG.threshold:
             below.append(joined)
         else:
@@ -226,45 +228,15 @@ def test_near_duplicates_at_or_above_the_threshold_are_found():
     assert not any(below)
 
 
-def test_verified_similarities_equal_those_of_python_sets():
-    texts = planted(100)
-    pairs = candidate_pairs(signature_shard(documents(texts), CONFIG), CONFIG)
-    edges = verify(pairs, lambda ids: [texts[id] for id in ids], CONFIG)
-    by_digest = {text_digest(text): text for text in texts.values()}
-    assert edges.schema == EDGES.arrow
-    assert len(edges) > 50
-    for edge in edges.to_pylist():
-        assert edge["a"] < edge["b"]
-        expected = jaccard(by_digest[edge["a"]], by_digest[edge["b"]])
-        assert edge["similarity"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_known_edges_save_reading_and_leave_no_trace():
-    texts = planted(60)
-    signatures = signature_shard(documents(texts), CONFIG)
-    pairs = candidate_pairs(signatures, CONFIG)
-    edges = verify(pairs, lambda ids: [texts[id] for id in ids], CONFIG)
-    stranger = pa.table({"a": ["0"], "b": ["1"], "similarity": [1.0]}, schema=EDGES.arrow)
-    known = pa.concat_tables([stranger, edges.slice(1)])
-    asked: list[str] = []
-
-    def text_of(ids: list[str]) -> list[str]:
-        asked.extend(ids)
-        return [texts[id] for id in ids]
-
-    assert verify(pairs, text_of, CONFIG, known).equals(edges)
-    assert len(asked) == 2
-
-
 def test_the_fourteen_documents_of_data_juicer_lose_their_copies():
     lines = shared_data("dedup/data-juicer-dedup.jsonl").read_text("utf-8").splitlines()
-    texts = {f"{n:02}": json.loads(line)["text"] for n, line in enumerate(lines)}
-    drops, clusters = deduplicate(texts)
-    values = list(texts.values())
-    exact = {f"{n:02}" for n, text in enumerate(values) if text in values[:n]}
+    texts = {name(n): json.loads(line)["text"] for n, line in enumerate(lines)}
+    found = deduplicate(texts)
+    ids, values = list(texts), list(texts.values())
+    exact = {ids[n] for n, text in enumerate(values) if text in values[:n]}
     assert exact
-    by_reason = {row["id"]: row["reason"] for row in drops.to_pylist()}
-    assert exact <= set(by_reason)
+    dropped = set(found.drops["id"].to_pylist())
+    assert exact <= dropped
     near = [
         (a, b)
         for a, b in combinations(texts, 2)
@@ -272,123 +244,152 @@ def test_the_fourteen_documents_of_data_juicer_lose_their_copies():
         and len(words(texts[b])) >= 5
         and jaccard(texts[a], texts[b]) >= 0.8
     ]
-    expected = components(
-        list(texts), near + [(a, b) for a, b in combinations(texts, 2) if texts[a] == texts[b]]
-    )
-    assert roots(clusters) == expected
-    assert set(by_reason) == set(texts) - survivors(drops, clusters)
+    alike = near + [(a, b) for a, b in combinations(texts, 2) if texts[a] == texts[b]]
+    together = components(ids, alike)
+    assert {id: roots(found.clusters).get(id, id) for id in ids} == together
+    assert len(dropped) == len(ids) - len(set(together.values()))
 
 
-def survivors(drops: pa.Table, clusters: pa.Table) -> set[str]:
-    return set(clusters["id"].to_pylist()) - set(drops["id"].to_pylist())
-
-
-small_corpora = st.dictionaries(
-    st.text("abcdef", min_size=1, max_size=3),
-    st.tuples(st.integers(0, 6), st.sampled_from(["web", "books", "wiki"]), st.integers(1, 3)),
+SOURCES = ["web", "books", "wiki"]
+# Of each document: which text, how many words of it are others, from which source.
+rows_of_corpora = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 6), st.sampled_from(SOURCES)),
     min_size=1,
-    max_size=12,
-)
-links = st.dictionaries(
-    st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(lambda pair: pair[0] < pair[1]),
-    st.sampled_from([0.5, 0.8, 0.95]),
-    max_size=10,
+    max_size=14,
 )
 
 
-def corpus(rows: dict[str, tuple[int, str, int]], order: list[str]) -> pa.Table:
-    """SIGNATURES of made-up documents: (text number, source, length)."""
-    return SIGNATURES.table(
-        [
-            {
-                "id": id,
-                "digest": str(rows[id][0]),
-                "source": rows[id][1],
-                "length": 100 * rows[id][0] + 10,
-                "signature": np.full(112, rows[id][0], "<u4").tobytes(),
-            }
-            for id in order
-        ]
-    )
+def made_of(rows: list[tuple[int, int, str]]) -> tuple[Texts, dict[str, str]]:
+    """Texts and sources by id: passages of which some words were replaced."""
+    texts, source_of = {}, {}
+    for number, (passage, edits, source) in enumerate(rows):
+        edited = speeches()[passage].split()[: 60 + 5 * edits]
+        for place in range(edits):
+            edited[place * 9 + passage] = f"new{place}"
+        id = document_id("made", str(number))
+        texts[id], source_of[id] = " ".join(edited), source
+    return texts, source_of
 
 
-@settings(max_examples=200, deadline=None)
-@given(small_corpora, links, st.randoms(use_true_random=False))
-def test_decisions_depend_on_the_set_of_documents_alone_and_equal_a_brute_force(
-    rows, similarity, random
-):
-    config = DedupConfig(priorities=("wiki", "books"))
-    digests = {str(text) for text, _, _ in rows.values()}
-    edges = EDGES.table(
-        [
-            {"a": str(a), "b": str(b), "similarity": value}
-            for (a, b), value in similarity.items()
-            if {str(a), str(b)} <= digests
-        ]
-    )
-    drops, clusters = decide(corpus(rows, list(rows)), edges, config)
-    shuffled = corpus(rows, random.sample(list(rows), len(rows)))
-    cut = random.randrange(len(rows) + 1)
-    again = decide(pa.concat_tables([shuffled.slice(cut), shuffled.slice(0, cut)]), edges, config)
-    assert (drops.schema, clusters.schema) == (DROPS.arrow, CLUSTERS.arrow)
-    assert drops.equals(again[0])
-    assert clusters.equals(again[1])
+@settings(max_examples=40, deadline=None)
+@given(rows_of_corpora, st.randoms(use_true_random=False))
+def test_decisions_depend_on_the_live_documents_alone_and_equal_a_brute_force(rows, random):
+    config = DedupConfig(priorities=("wiki", "books"), threshold=0.6)
+    texts, source_of = made_of(rows)
+    found = find_duplicates(workers([documents(texts, source_of)], config), config)
+    assert found.drops.schema == DROPS.arrow
+    assert found.clusters.schema == CLUSTERS.arrow
+    assert found.edges.schema == EDGES.arrow
 
+    # Other shards, another order, others that live no more, and some edges known.
+    gone = {document_id("gone", str(n)): text for n, text in enumerate(list(texts.values())[:4])}
+    order = random.sample([*texts, *gone], len(texts) + len(gone))
+    cut = random.randrange(len(order) + 1)
+    shards = [
+        documents({id: (texts | gone)[id] for id in ids}, source_of)
+        for ids in (order[:cut], order[cut:])
+    ]
+    known = found.edges.slice(random.randrange(3))
+    again = find_duplicates(workers(shards, config, tuple(gone)), config, known)
+    assert again == found
+
+    text_of = {text_digest(text): text for text in texts.values()}
+    similarity = pairs_of(found)
+    for (a, b), value in similarity.items():
+        assert a < b
+        assert value == pytest.approx(jaccard(text_of[a], text_of[b]), abs=1e-6)
+    digest = {id: text_digest(text) for id, text in texts.items()}
     linked = [
         (one, two)
-        for one, two in combinations(rows, 2)
-        for a, b in [sorted((rows[one][0], rows[two][0]))]
-        if a == b or similarity.get((a, b), 0) >= config.threshold
+        for one, two in combinations(texts, 2)
+        if digest[one] == digest[two]
+        or similarity.get(tuple(sorted((digest[one], digest[two]))), 0) >= 0.6
     ]
-    assert roots(clusters) == components(list(rows), linked)
-    order = {"wiki": 0, "books": 1, "web": 2}
-    for root in set(roots(clusters).values()):
-        members = [id for id, its in roots(clusters).items() if its == root]
-        best = min(members, key=lambda id: (order[rows[id][1]], -rows[id][0], id))
-        dropped = {row["id"]: row for row in drops.to_pylist() if row["id"] in members}
-        assert set(dropped) == set(members) - {best}
-        for id, row in dropped.items():
-            a, b = sorted((rows[id][0], rows[best][0]))
-            assert row["detail"].split()[0] == best
-            assert row["reason"] == ("exact_duplicate" if a == b else "near_duplicate")
-            assert row["detail"].endswith("(estimated)") == (a != b and (a, b) not in similarity)
-            assert row["value"] == (1.0 if a == b else similarity.get((a, b), 0.0))
+    expected = components(list(texts), linked)
+    assert {id: roots(found.clusters).get(id, id) for id in texts} == expected
+    rank = {"wiki": 0, "books": 1, "web": 2}
+    dropped = {row["id"]: row for row in found.drops.to_pylist()}
+    assert list(dropped) == sorted(dropped)
+    stay = {}
+    for root in set(expected.values()):
+        members = [id for id, its in expected.items() if its == root]
+        best = min(members, key=lambda id: (rank[source_of[id]], -len(texts[id]), id))
+        stay |= {id: best for id in members if id != best}
+    assert set(stay) == set(dropped)
+    for id, best in stay.items():
+        exact = texts[id] == texts[best]
+        row = dropped[id]
+        assert row["detail"] == best
+        assert row["reason"] == ("exact_duplicate" if exact else "near_duplicate")
+        assert row["threshold"] == (1.0 if exact else 0.6)
+        assert row["value"] == pytest.approx(jaccard(texts[id], texts[best]), abs=1e-6)
 
 
-def test_a_chain_of_edges_is_one_cluster_whose_drops_tell_true_similarities_from_estimates():
-    edits = {"b": (20, 60), "c": (100, 140), "d": (40, 80)}
-    texts = {"a": speeches()[0] + " " + "x" * 100}  # the longest survives, at one end
-    for before, id in ["ab", "bc", "cd"]:
-        edited = texts[before].split()
-        for place in edits[id]:
-            edited[place] = "new"
-        texts[id] = " ".join(edited)
-    drops, clusters = deduplicate(texts, DedupConfig(threshold=0.85))
-    assert set(roots(clusters).values()) == {"a"}
-    assert drops["id"].to_pylist() == ["b", "c", "d"]
-    for row in drops.to_pylist():
-        assert row["detail"].split()[0] == "a"
-        # Five standard deviations of an estimate from 112 values at similarity 0.7: 0.22.
-        tolerance = 0.22 if row["detail"].endswith("(estimated)") else 1e-6
-        assert row["value"] == pytest.approx(jaccard(texts[row["id"]], texts["a"]), abs=tolerance)
+def test_ranges_parts_and_slices_decide_nothing(monkeypatch):
+    texts = planted(60)
+    for number, text in enumerate(list(texts.values())[:40]):
+        texts[document_id("copies", f"{number}")] = text
+        texts[document_id("edits", f"{number}")] = text + " in the end"
+    ids = sorted(texts)
+    whole = deduplicate(texts)
+    assert len(whole.edges) > 60
+    monkeypatch.setattr("tasks.signatures._SLICE", 50)
+    monkeypatch.setattr("tasks.duplicates._KEYS_AT_ONCE", 300)
+    monkeypatch.setattr("tasks.duplicates._CHARACTERS_AT_ONCE", 5000)
+    shards = [documents({id: texts[id] for id in ids[n::5]}) for n in range(5)]
+    assert find_duplicates(workers([*shards, documents({})]), CONFIG) == whole
 
 
-def test_an_edge_to_a_document_that_is_gone_is_an_error():
-    edges = pa.table({"a": ["1"], "b": ["9"], "similarity": [0.9]}, schema=EDGES.arrow)
+def test_known_edges_save_reading_texts():
+    texts = planted(40)
+    at = workers([documents(texts)])
+    found = find_duplicates(at, CONFIG)
+    stranger = {"a": name(1), "b": name(2), "similarity": 1.0}
+    known = pa.concat_tables([EDGES.table([stranger]), found.edges])
+    without_text = Workers(at.store, [Shard(None, extras=at.shards[0].extras)], at.executor)
+    assert find_duplicates(without_text, CONFIG, known) == found
     with pytest.raises(DataError, match="no live document"):
-        decide(corpus({"x": (1, "web", 1)}, ["x"]), edges, CONFIG)
+        find_duplicates(without_text, CONFIG, known.slice(0, len(known) - 1))
+
+
+def test_a_chain_of_edges_is_one_cluster_whose_drops_tell_their_true_similarity():
+    edits = {2: (20, 60), 3: (100, 140), 4: (40, 80)}
+    texts = {name(1): speeches()[0] + " " + "x" * 100}  # the longest survives, at one end
+    for number, places in edits.items():
+        edited = texts[name(number - 1)].split()
+        for place in places:
+            edited[place] = "new"
+        texts[name(number)] = " ".join(edited)
+    config = DedupConfig(threshold=0.85)
+    found = deduplicate(texts, config)
+    assert set(roots(found.clusters).values()) == {name(1)}
+    assert found.drops["id"].to_pylist() == [name(number) for number in (2, 3, 4)]
+    values = found.drops["value"].to_pylist()
+    assert values[2] < config.threshold
+    for id, value in zip(found.drops["id"].to_pylist(), values, strict=True):
+        assert value == pytest.approx(jaccard(texts[id], texts[name(1)]), abs=1e-6)
+
+
+def test_documents_without_words_are_duplicates_only_of_their_copies():
+    texts = {name(1): "?!", name(2): "...", name(3): "?!", name(4): ""}
+    found = deduplicate(texts)
+    assert roots(found.clusters) == {name(1): name(1), name(3): name(1)}
+    assert found.drops["reason"].to_pylist() == ["exact_duplicate"]
 
 
 def test_an_id_that_comes_twice_is_an_error():
-    with pytest.raises(DataError, match="comes twice"):
-        decide(corpus({"x": (1, "web", 1)}, ["x", "x"]), EDGES.empty(), CONFIG)
+    table = documents({name(7): "some words"})
+    with pytest.raises(DataError, match=f"{name(7)} comes twice"):
+        find_duplicates(workers([table, table]), CONFIG)
 
 
-def test_signatures_of_another_configuration_are_an_error():
-    with pytest.raises(DataError, match="measure signatures again"):
-        candidate_pairs(corpus({"x": (1, "web", 1)}, ["x"]), DedupConfig(bands=9, rows=13))
+@pytest.mark.parametrize("id", ["x", "G" * 32, "é" * 16])
+def test_an_id_of_another_form_is_an_error(id):
+    with pytest.raises(DataError, match="expected 32 hex digits"):
+        find_duplicates(workers([documents({id: "some words"})]), CONFIG)
 
 
 def test_an_empty_corpus_has_no_pairs_no_edges_and_no_drops():
-    drops, clusters = deduplicate({})
-    assert (len(drops), len(clusters)) == (0, 0)
+    for shards in ([], [documents({})]):
+        found = find_duplicates(workers(shards), CONFIG)
+        assert (len(found.drops), len(found.clusters), len(found.edges)) == (0, 0, 0)

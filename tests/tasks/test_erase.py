@@ -22,6 +22,7 @@ from flows.running import RunOptions, open_run
 from llm import files
 from llm.data import prepare
 from llm.errors import ConfigError
+from tasks import registry
 from tasks.erase import Erasure, erase
 from tasks.extract import extract_work
 from tasks.payloads import read_payloads
@@ -31,9 +32,9 @@ from tasks.store.lease import StoreInUse
 from tasks.store.pins import find_pin
 from tasks.store.records import Manifest
 from tasks.store.rows import document_id
-from tasks.store.schema import PAGES, TOKENS
+from tasks.store.schema import DATASET, PAGES, TOKENS
 from tasks.store.store import Store
-from tasks.takedown import record, undo
+from tasks.takedown import affected, mark_models, read_list, record, undo
 from tasks.tokenise import dataset_url
 from tests.flows.small_pipeline import NAME, Place, check
 from tests.tasks.small_corpus import (
@@ -46,6 +47,7 @@ from tests.tasks.small_corpus import (
     store_of,
     url_of,
 )
+from tests.tasks.test_takedown import with_model
 
 PAGE, NOTE = "/p03.html", "n04"
 TARGETS = (url_of(PAGE), document_id("notes", NOTE))
@@ -205,6 +207,20 @@ def test_an_older_dataset_is_read_without_what_was_erased(place: Place, tmp_path
     assert 1 <= before.n_documents - after.n_documents <= 2
 
 
+def test_models_that_were_trained_on_what_was_erased_stay_marked(place: Place) -> None:
+    store, version = store_of(place), with_model(place)
+    data = store.manifest(version.manifests["dataset"]).object("dataset")
+    rows = store.read_table(data, DATASET, ["id", "split"]).to_pylist()
+    gone = next(row["id"] for row in rows if row["split"] == "train")
+    record(store, [gone], "asked by the author", "me")
+    for _ in range(2):
+        erase(store, [gone], quiet)
+    mark_models(store)
+    assert registry.taken_down(store, version) == 1
+    (told,) = affected(store, read_list(store).entries)
+    assert [(m.trained_on, m.held_out) for m in told.models] == [(1, 0)]
+
+
 def test_a_held_out_document_is_erased_too(place: Place) -> None:
     store = store_of(place)
     pin = find_pin(store, NAME, "heldout")
@@ -230,6 +246,21 @@ def test_a_domain_is_erased_as_a_whole(place: Place) -> None:
     alone = [text for path, text in WHOLE.pages.items() if path < "/p05"]
     assert [holds(store, sentences(text)[3]) for text in alone] == [[]] * len(alone)
     assert check(place).ok
+
+
+def test_the_canaries_made_of_a_document_are_erased_with_it(place: Place) -> None:
+    config = place.folder / "loam.toml"
+    config.write_text(config.read_text() + "\n[canaries]\nn = 3\n")
+    grow(place)
+    store = store_of(place)
+    named = {document_id("site", url_of(path)) for path in WHOLE.pages}
+    record(store, sorted(named), "asked by the author", "me")
+    erase(store, sorted(named), quiet)
+    notes = "\n".join(WHOLE.notes.values())
+    spoken = [sentences(text) for text in WHOLE.pages.values()]
+    alone = {said[5] for said in spoken if len(said) > 5 and said[5] not in notes}
+    assert len(alone) > 5
+    assert [holds(store, sentence) for sentence in sorted(alone)] == [[]] * len(alone)
 
 
 def test_to_erase_twice_changes_nothing(taken: Place) -> None:

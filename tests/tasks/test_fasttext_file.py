@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,57 @@ def test_what_is_not_a_whole_supervised_model_is_refused(lines, tmp_path):
     vectors.save_model(str(tmp_path / "vectors.bin"))
     with pytest.raises(DataError, match="kind 2; expected a supervised"):
         read_fasttext((tmp_path / "vectors.bin").read_bytes())
+
+
+def written(
+    longest: int = 2,
+    word_run: int = 2,
+    buckets: int = 100,
+    n_kept: int = -1,
+    pairs: tuple[int, ...] = (),
+    n_labels: int = 2,
+    shapes: tuple[tuple[int, int], ...] = ((103, 4), (2, 4)),
+) -> bytes:
+    """A model of three words and two labels with 4 hidden units, as the library would write it."""
+    entries = (b"</s>", b"a", b"b", b"__label__x", b"__label__y")
+    body = struct.pack("<14i", 793712314, 12, 4, 5, 5, 1, 5, word_run, 3, 3, buckets, 1, longest, 0)
+    body += struct.pack("<d3i2q", 1e-4, len(entries), 3, n_labels, 9, n_kept)
+    for place, entry in enumerate(entries):
+        body += entry + struct.pack("<bqb", 0, 5, place >= 3)
+    body += struct.pack(f"<{len(pairs)}i", *pairs)
+    for n_rows, dim in shapes:
+        body += struct.pack("<b2q", 0, n_rows, dim) + bytes(4 * n_rows * dim)
+    return body
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shapes": ((102, 4), (2, 4))},
+        {"shapes": ((103, 4), (2, 5))},
+        {"shapes": ((103, 4), (3, 4))},
+        {"n_labels": 3, "shapes": ((103, 4), (3, 4))},
+        {"longest": -5},
+        {"longest": 1 << 30},
+        {"buckets": 0, "shapes": ((3, 4), (2, 4))},
+        {"buckets": -1, "shapes": ((2, 4), (2, 4))},
+        {"n_kept": 2, "pairs": (1, 0, 2, 2), "shapes": ((5, 4), (2, 4))},
+        {"n_kept": 2, "pairs": (1, 0, 2, -1), "shapes": ((5, 4), (2, 4))},
+        {"n_kept": 2, "pairs": (1, 0, 100, 1), "shapes": ((5, 4), (2, 4))},
+        {"n_kept": 2, "pairs": (1, 0, 2, 1), "shapes": ((4, 4), (2, 4))},
+    ],
+)
+def test_a_model_that_leads_outside_of_itself_is_refused(damage):
+    """Compiled code would read there: whose model it is must not matter."""
+    pruned = {"n_kept": 2, "pairs": (1, 0, 2, 1), "shapes": ((5, 4), (2, 4))}
+    for whole in (
+        {},
+        pruned,
+        {"longest": 0, "word_run": 1, "buckets": 0, "shapes": ((3, 4), (2, 4))},
+    ):
+        assert FastTextModel(written(**whole)).top(pa.array(["a b cd"])) == (["x"], [0.50001])
+    with pytest.raises(DataError, match="the fastText model is damaged"):
+        read_fasttext(written(**damage))
 
 
 def test_a_text_of_which_the_model_knows_nothing_has_no_label(lid):

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,11 @@ def write(folder: Path, files: Files, step: int) -> None:
             os.utime(path, (1_000_000 + step, 1_000_000 + step))
 
 
-def imported(folder: Path, store: Path) -> tuple[Store, Manifest]:
+def imported(folder: Path, store: Path, sample: int | None = None) -> tuple[Store, Manifest]:
     run = Run(
-        store=Store.at(str(store)), name="t", run_id="r", accept_losses=True, say=lambda _: None
-    )
+        store=Store.at(str(store)), name="t", run_id="r", accept_losses=True, sample=sample,
+        say=lambda _: None,
+    )  # fmt: skip
     source = ImportSource(kind="import", name="files", paths=(str(folder),))
     return run.store, ingest(run, source)
 
@@ -109,6 +111,37 @@ def test_a_row_lives_again_when_the_file_that_hid_it_goes(
     _, third = imported(folder, store)
     assert opened == ["a.jsonl"], "it had lost, so that its text was nowhere but in its file"
     assert third.data_digest == first.data_digest
+
+
+def test_another_version_of_what_reads_files_reads_them_all_again(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, store = tmp_path / "in", tmp_path / "store"
+    write(folder, {"a.jsonl": {"1": ("x", "")}, "b.jsonl": {"2": ("y", "")}}, 1)
+    imported(folder, store)
+    opened.clear()
+    imported(folder, store)
+    assert opened == []
+    later = replace(import_files.IMPORT_STAGE, version=import_files.IMPORT_STAGE.version + 1)
+    monkeypatch.setattr(import_files, "IMPORT_STAGE", later)
+    imported(folder, store)
+    assert opened == ["a.jsonl", "b.jsonl"]
+    opened.clear()
+    monkeypatch.setitem(import_files.LIBRARIES, "jsonl", ("pyarrow",))
+    imported(folder, store)
+    assert opened == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_sample_holds_no_more_and_no_others_after_a_change_than_one_drawn_anew(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    write(folder, {"b.jsonl": {"1": ("x", ""), "2": ("y", ""), "3": ("z", "")}}, 1)
+    imported(folder, tmp_path / "store", sample=2)
+    write(folder, {"a.jsonl": {"4": ("v", "")}, "b.jsonl": {"2": ("y", ""), "3": ("z", "")}}, 2)
+    _, grown = imported(folder, tmp_path / "store", sample=2)
+    _, fresh = imported(folder, tmp_path / "fresh", sample=2)
+    assert (grown.rows_out, grown.data_digest) == (2, fresh.data_digest)
 
 
 RECORDS = st.dictionaries(

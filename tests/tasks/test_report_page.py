@@ -33,6 +33,7 @@ FULL = {
     "ref": "corpus/main",
     "when": "2026-04-18 14:02 UTC",
     "verdict": "2 of 3 documents became 60 tokens.",
+    "alarms": [f"select removes far more as {HOSTILE}"],
     "highlights": [{"name": "tokens", "value": 1234567}],
     "funnel": [
         {"stage": "crawl", "rows_in": 3, "rows_out": 3, "dropped": 0, "share": 1.0},
@@ -92,6 +93,26 @@ FULL = {
         }
     ],
     "n_contaminations": 3456,
+    "canaries": [
+        {
+            "kind": "pii",
+            "detail": "EMAIL_ADDRESS",
+            "stage": "scrub",
+            "planted": 50,
+            "reached": 49,
+            "caught": 48,
+            "wanted": True,
+        },
+        {
+            "kind": "untouched",
+            "detail": "",
+            "stage": "dedup",
+            "planted": 50,
+            "reached": 50,
+            "caught": 1,
+            "wanted": False,
+        },
+    ],
     "sources": [{"source": "docs", "licenses": ["PSF-2.0"], "documents": 3, "n_bytes": 2048}],
     "languages": [{"language": "en", "documents": 2}, {"language": None, "documents": 1}],
     "tokens": [
@@ -217,8 +238,13 @@ def test_what_was_given_is_shown(page):
         assert shown in page.text, shown
 
 
+def test_alarms_stand_above_everything_else(page):
+    alarm = page.text.index("Alarm: select removes far more")
+    assert alarm < page.text.index("1,234,567") < page.text.index("Funnel")
+
+
 def test_a_hostile_text_stays_text(page):
-    assert page.text.count(HOSTILE) == 3
+    assert page.text.count(HOSTILE) == 4
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "iframe", "object", "form"})
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llm.errors import DataError
 from tasks.split import SplitConfig, hold_out, label_shard, split_of
 from tasks.store.rows import document_id
 
@@ -108,9 +107,12 @@ def test_a_source_forces_its_split_but_never_trains_on_a_pinned_document():
     assert labels["split"].to_pylist() == ["validation", "test", "train"]
 
 
-def test_a_document_without_a_cluster_is_an_error():
-    with pytest.raises(DataError, match="document b has no cluster"):
-        hold_out(documents({"a": "web", "b": "web"}), clusters({"a": "a"}), SplitConfig())
+def test_a_document_that_no_cluster_lists_is_split_by_its_own_id():
+    config = SplitConfig(validation=0.2, test=0.2)
+    live = documents({str(number): "web" for number in range(30)})
+    listed = hold_out(live, clusters({str(number): str(number) for number in range(30)}), config)
+    assert 0 < len(listed) < 30
+    assert hold_out(live, clusters({"7": "7"}), config) == listed
 
 
 def test_parts_that_leave_nothing_to_train_on_are_refused():

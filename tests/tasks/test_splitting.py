@@ -45,6 +45,18 @@ def test_sentences_end_where_a_reader_ends_them(language: str, expected: list[st
     assert pieces(text, sentences(text, language)) == expected
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    ["." * 50_000 + "x", " " * 50_000 + "x", "a." + "»" * 50_000 + "x", "a." + " »" * 9_000 + "x",
+     "\n \x0b" * 20_000 + "x", '."' * 20_000 + "x"],
+    ids=["dots", "spaces", "marks of quotation", "spaced ones", "breaks", "quoted dots"],
+)  # fmt: skip
+@pytest.mark.timeout(20)
+def test_no_text_takes_more_than_linear_time(hostile: str) -> None:
+    assert pieces(hostile, sentences(hostile)) == [hostile.strip()]
+    assert pieces(hostile, paragraphs(hostile)) == [hostile.strip()]
+
+
 def test_scripts_without_spaces_are_split_at_their_marks() -> None:
     text = "これは文です。「本当ですか？」はい！"
     assert pieces(text, sentences(text, "ja")) == ["これは文です。", "「本当ですか？」", "はい！"]

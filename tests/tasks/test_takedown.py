@@ -106,6 +106,19 @@ def test_matching_is_by_id_then_by_url_then_by_the_nearest_domain(
             assert taken.names(url) == (plainly(taken.entries, "", url) is not None)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:secret@Example.org/x", "ftp://files.example.org/x", "//example.org/x",
+     "example.org", "www.example.org:99999/x", "HTTP://EXAMPLE.ORG./", "mailto:me@example.org"],
+)  # fmt: skip
+def test_a_domain_is_found_in_addresses_that_are_no_canonical_url(url: str) -> None:
+    taken = Takedowns((Entry("domain", "example.org", WHY), Entry("domain", "x", WHY)))
+    rows = pa.table({"id": ["0" * 32], "url": [url]})
+    assert taken.find(rows).to_pylist() == [0]
+    other = pa.table({"id": ["0" * 32], "url": ["http://other.net/example.org"]})
+    assert taken.find(other).to_pylist() == [None]
+
+
 def test_a_list_is_its_content_whatever_the_order_and_the_time(store_root: str) -> None:
     one, other = Store.at(f"{store_root}/one"), Store.at(f"{store_root}/other")
     record(one, ["a.org", ID], WHY, "me")

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import tasks.tokenise
 from llm.config_tokenizer import TokenizerConfig
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DataError
 from llm.tokenizer import Tokenizer, train_tokenizer
 from tasks.report_model import _fertility as told_fertility
-from tasks.store.run import Run, WouldRun
-from tasks.store.schema import TOKENS
+from tasks.store.corpus import Shard
+from tasks.store.pins import Pin
+from tasks.store.records import Manifest, ObjectRef
+from tasks.store.run import Request, Run, WouldRun
+from tasks.store.schema import DOCUMENTS, LABELS, TOKENS
 from tasks.store.store import Store
-from tasks.tokenise import TokeniseConfig, _fertility, hold_compared, learn_tokenizer, tokens_of
+from tasks.takedown import Takedowns
+from tasks.tokenise import (
+    TokeniseConfig,
+    _fertility,
+    _training_texts,
+    dataset_request,
+    hold_compared,
+    learn_tokenizer,
+    tokens_of,
+)
 
 TEXTS = ["The wheel turns, the river runs.", "Die Mühle mahlt. 水车 🌾", "print(1887)\n"] * 3
 SMALL = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=300))
@@ -141,6 +154,82 @@ def test_fertility_counts_the_held_out_text_with_both_tokenizers(tmp_path: Path)
         "held-out bytes per token, characters.json": 1.04,
     }
     assert told_fertility({"words": 0, "text_bytes": 0, "tokens": 0}) == ()
+
+
+def shards_of(store: Store, rows: list[tuple[int, str, str]]) -> tuple[Shard, ...]:
+    """Shards of three of these documents each (id, text, split)."""
+    found = []
+    for start in range(0, len(rows), 3):
+        part = [
+            {"id": f"{id_:032x}", "text": text, "split": split}
+            for id_, text, split in sorted(rows[start : start + 3])
+        ]
+        text = store.put_table(DOCUMENTS.table([_without(row, "split") for row in part]), DOCUMENTS)
+        labels = store.put_table(LABELS.table([_without(row, "text") for row in part]), LABELS)
+        found.append(Shard(text, extras={LABELS.kind: labels}))
+    return tuple(found)
+
+
+def _without(row: dict[str, str], key: str) -> dict[str, str]:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 99), st.text(max_size=9), st.sampled_from(["train", "test"])),
+        unique_by=lambda row: row[0],
+        max_size=15,
+    ),
+    st.integers(1, 60),
+)
+def test_a_tokenizer_learns_from_the_first_training_texts_by_id_whatever_the_shards(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str, str]], most_bytes: int
+) -> None:
+    expected: list[str] = []
+    for _, text, split in sorted(rows):
+        if split == "train" and sum(len(one.encode()) for one in expected) < most_bytes:
+            expected.append(text)
+    store = Store.at(f"file://{tmp_path_factory.getbasetemp()}/learning")
+    corpus = SimpleNamespace(shards=shards_of(store, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks.tokenise, "open_corpus", lambda *_: corpus)
+        if expected:
+            assert list(_training_texts(store, None, most_bytes)) == expected
+        else:
+            with pytest.raises(DataError, match="no document is left"):
+                _training_texts(store, None, most_bytes)
+
+
+def test_no_text_is_read_that_comes_after_what_a_tokenizer_learns_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.at(f"file://{tmp_path / 'store'}")
+    corpus = SimpleNamespace(shards=shards_of(store, [(i, "four", "train") for i in range(30)]))
+    read: list[int] = []
+
+    def spied(self: Store, ref: Any, schema: Any, *arguments: Any) -> pa.Table:
+        table = read_table(self, ref, schema, *arguments)
+        read.append(table.num_rows if schema is DOCUMENTS else 0)
+        return table
+
+    read_table = Store.read_table
+    monkeypatch.setattr(Store, "read_table", spied)
+    monkeypatch.setattr(tasks.tokenise, "open_corpus", lambda *_: corpus)
+    assert len(list(_training_texts(store, None, 10))) == 3
+    assert sum(read) == 3
+
+
+def test_a_dataset_is_another_one_with_another_tokenizer_that_gives_the_same_tokens() -> None:
+    def request(tokenizer: str) -> Request:
+        ref = ObjectRef("tokenizer", tokenizer * 64, "json", 0, 9)
+        objects = {"tokenizer": (ref,)}
+        tokens = Manifest("tokenise", "", {}, {}, 1, 1, {}, "0" * 64, None, objects)
+        heldout = Pin("heldout", ObjectRef("documents", "0" * 64, "parquet", 1, 9), {})
+        return dataset_request(tokens, heldout, Takedowns())
+
+    assert request("a").ref == request("a").ref
+    assert request("a").ref != request("b").ref
 
 
 def test_offsets_lead_to_each_documents_tokens() -> None:

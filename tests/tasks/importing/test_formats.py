@@ -182,6 +182,49 @@ DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang=
 </mediawiki>"""
 
 
+def tar(**modified: int) -> bytes:
+    """An archive of Python files by name, with when they were modified."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, moment in modified.items():
+            info, body = tarfile.TarInfo(f"{name}.py"), f"print({name!r})\n".encode()
+            info.size, info.mtime = len(body), moment
+            archive.addfile(info, io.BytesIO(body))
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("header", "unreadable"), ("cut", "truncated"), ("half", "truncated")]
+)
+def test_no_damage_to_an_archive_goes_for_its_end(tmp_path: Path, damage: str, reason: str) -> None:
+    body = bytearray(tar(a=1, b=1, c=1))
+    third = body.index(b"c.py")
+    if damage == "header":
+        body[third + 20] ^= 1
+    else:
+        body = body[: third + (0 if damage == "cut" else 100)]
+    documents, quarantine = one_file(tmp_path / "tree.tar", bytes(body), format="code")
+    assert [row["text"] for row in documents] == ["print('a')\n", "print('b')\n"]
+    assert [row["reason"] for row in quarantine] == [reason]
+
+
+def test_a_date_that_no_calendar_has_costs_a_source_file_no_more_than_its_date(
+    tmp_path: Path,
+) -> None:
+    documents, quarantine = one_file(tmp_path / "tree.tar", tar(a=1 << 60, b=0), format="code")
+    assert len(documents) == 2
+    assert not quarantine
+
+
+def test_attributes_of_a_gigabyte_are_not_read(tmp_path: Path) -> None:
+    attributes = tarfile.TarInfo("attributes")
+    attributes.type, attributes.size = tarfile.XHDTYPE, 1 << 30
+    body = tar(a=1)[:1024] + attributes.tobuf() + tar(b=1)
+    documents, quarantine = one_file(tmp_path / "tree.tar", body, format="code")
+    assert len(documents) == 1
+    assert "1,073,741,824 bytes" in quarantine[0]["detail"]
+
+
 @pytest.mark.parametrize("name", ["pages-articles.xml", "pages-articles.xml.bz2"])
 def test_a_wiki_dump_gives_its_articles_as_plain_text(tmp_path: Path, name: str) -> None:
     body = DUMP.encode()
@@ -208,6 +251,17 @@ def test_a_dump_that_declares_entities_is_refused(tmp_path: Path) -> None:
     documents, quarantine = one_file(tmp_path / "a.xml", bomb.encode())
     assert documents == []
     assert "document type" in quarantine[0]["detail"]
+
+
+def test_a_dump_whose_page_never_ends_is_read_no_further(tmp_path: Path) -> None:
+    endless = DUMP.replace("</mediawiki>", "<page><title>" + "x" * 40_000_000)
+    body = bz2.compress(endless.encode())
+    documents, quarantine = one_file(
+        tmp_path / "d.xml.bz2", body, format="mediawiki", max_bytes_per_record=200_000
+    )
+    assert documents
+    assert quarantine[-1]["reason"] == "too_large"
+    assert "no page ends within 1,600,000 bytes" in quarantine[-1]["detail"]
 
 
 def test_nested_templates_and_quote_marks_leave_nothing_behind() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -76,6 +76,20 @@ def test_the_table_holds_every_ngram_with_its_owners(
     assert entries(index) == expected
     assert index.keys.tolist() == sorted(expected)
     assert index.sizes.tolist() == [len(set(grams(passage, n))) for passage in passages]
+
+
+@settings(deadline=None)
+@given(texts, st.integers(1, 6), st.integers(1, 3))
+def test_an_ngram_of_many_passages_is_one_of_the_first_of_them(
+    passages: list[Words], n: int, most: int
+) -> None:
+    index = index_ngrams(*flat(passages), n, first_owners=most)
+    expected = {
+        polynomial(gram): sorted(owners)[:most] for gram, owners in owners_of(passages, n).items()
+    }
+    assert entries(index) == expected
+    counted = Counter(number for owners in expected.values() for number in owners)
+    assert index.sizes.tolist() == [counted[number] for number in range(len(passages))]
 
 
 @settings(max_examples=300, deadline=None)

@@ -14,8 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.census import COUNTS, PROFILES
 from tasks.decontaminate import LEDGER
 from tasks.matches import MATCHES
+from tasks.planting import CANARIES
 from tasks.signals import SIGNALS
 from tasks.split import HELDOUT
 from tasks.store import schema as schemas
@@ -29,7 +31,17 @@ from tests.tasks.store import chain
 PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text(encoding="utf-8")
 SCHEMAS = {
     schema.kind: schema
-    for schema in (*vars(schemas).values(), SIGNALS, MATCHES, LEDGER, HELDOUT, TAKEDOWNS)
+    for schema in (
+        *vars(schemas).values(),
+        SIGNALS,
+        MATCHES,
+        LEDGER,
+        HELDOUT,
+        TAKEDOWNS,
+        CANARIES,
+        PROFILES,
+        COUNTS,
+    )
     if isinstance(schema, Schema)
 }
 

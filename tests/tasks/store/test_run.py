@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm import files
-from llm.errors import LoamError
+from llm.errors import ConfigError, LoamError
 from tasks.store.fingerprint import fingerprint
 from tasks.store.records import Manifest
 from tasks.store.run import (
@@ -124,10 +124,17 @@ def test_rows_that_go_missing_are_refused_before_anything_is_written(tmp_path: P
 
 def test_an_action_that_gives_other_data_the_second_time_is_told(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    first = perform(store, "number", "k", "run-1", number, (5,))
-    assert perform(store, "number", "k", "run-2", number, (5,)) == first
+    first = perform(store, STAGE, {}, "k", "run-1", number, (5,))
+    assert perform(store, STAGE, {}, "k", "run-2", number, (5,)) == first
     with pytest.raises(NondeterministicStage):
-        perform(store, "number", "k", "run-3", number, (7,))
+        perform(store, STAGE, {}, "k", "run-3", number, (7,))
+
+
+def test_a_worker_with_other_libraries_than_the_key_says_refuses_the_work(tmp_path: Path) -> None:
+    stage, store = Stage("number", 1, ("numpy",)), Store.at(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"numpy: 0\.9 -> .*install the same on every worker"):
+        perform(store, stage, {"numpy": "0.9"}, "k", "run", number, (5,))
+    assert store.find_receipts("number", ["k"]) == {}
 
 
 def test_what_finished_before_a_failure_is_kept(tmp_path: Path) -> None:
