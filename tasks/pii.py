@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from difflib import get_close_matches
 from functools import lru_cache
@@ -207,9 +209,10 @@ def _rules(gated: list[str], automaton: Automaton, least_phone_digits: int) -> R
 
 def _analyzer(entities: tuple[str, ...], language: str, spacy_model: str | None) -> AnalyzerEngine:
     """Presidio with its predefined recognisers, set up so that nothing asks the network."""
-    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
-    from presidio_analyzer.nlp_engine import NlpEngine, NoOpNlpEngine, SpacyNlpEngine
-    from presidio_analyzer.predefined_recognizers import EmailRecognizer
+    with _without(*(() if spacy_model else ("torch", "transformers"))):
+        from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+        from presidio_analyzer.nlp_engine import NlpEngine, NoOpNlpEngine, SpacyNlpEngine
+        from presidio_analyzer.predefined_recognizers import EmailRecognizer
     from tldextract import TLDExtract
 
     # It warns of every recogniser that is for another language than asked for.
@@ -247,6 +250,22 @@ def _analyzer(entities: tuple[str, ...], language: str, spacy_model: str | None)
                 f"{entity!r}; did you mean {', '.join(near)}?"
             )
     return analyzer
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Imports inside do without these libraries, where they are not loaded yet.
+
+    Presidio and spaCy load them where they are installed, for several seconds in each worker,
+    though no recogniser of patterns uses them.
+    """
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def _spacy_model(folder: str) -> Any:
