@@ -59,14 +59,13 @@ def _fit(facts: Facts) -> Check:
 
 
 def _format(facts: Facts) -> Check:
-    looked = sum(one.documents for one in facts.formats if one.value is not None)
     clean = _having(facts.formats, CLEAN)
-    wrong = [one for one in facts.formats if one.value not in (CLEAN, None)]
-    parts = [f"{format_count(clean)} of {format_count(looked)} texts looked at are clean"]
+    wrong = [one for one in facts.formats if one.value != CLEAN]
+    parts = [f"{format_count(clean)} of {format_count(facts.documents)} texts are clean"]
     parts += [f"{format_count(one.documents)} {one.value}" for one in wrong]
     return Check(
         question="Format consistent: NFC, and no control characters?",
-        answer=_answer(clean == looked) if looked else "unknown",
+        answer=_answer(clean == facts.documents),
         figures="; ".join(parts),
     )
 
@@ -209,11 +208,6 @@ def _gaps(facts: Facts) -> Iterator[str]:
     if unknown := _having(facts.languages, None):
         share = format_percent(unknown / facts.documents)
         yield f"The language of {format_count(unknown)} documents ({share}) is not known."
-    if unseen := _having(facts.formats, None):
-        yield (
-            f"Normal form and control characters were not looked for in {format_count(unseen)} "
-            "documents: those looked at are a sample."
-        )
     for source in facts.sources:
         if aside := sum(source.set_aside.values()):
             why = ", ".join(f"{reason} {format_count(n)}" for reason, n in source.set_aside.items())

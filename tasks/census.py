@@ -29,17 +29,13 @@ from tasks.store.store import Store, now
 # pyarrow brings the Unicode tables that tell NFC, tldextract the public suffix list.
 STAGE = Stage("census", 1, ("pyarrow", "tldextract"))
 
-# Texts of a shard that are looked at for control characters and normal form. They are those of the
-# smallest ids, which are hashes: a uniform sample, and all of a small shard.
-LOOKED_AT = 1024
-
 # Values of a dimension that the manifest's summary names, the most frequent first.
 NAMED = 20
 
 _TEXT, _INT = pa.string(), pa.int64()
 
 # What is measured of a document. `domain` is null without a web address; `format` is "clean",
-# "control characters", "not NFC", or null where the text was not looked at.
+# "control characters" or "not NFC".
 PROFILES = Schema(
     "profiles",
     pa.schema([("id", _TEXT), ("n_bytes", _INT), ("domain", _TEXT), ("format", _TEXT)]),
@@ -82,20 +78,23 @@ _HOST = r"^[a-z]+://(?P<host>[^/?#:]+)"
 def profile_shard(documents: pa.Table) -> pa.Table:
     """PROFILES of documents (columns id, url, text) in their order, sorted by id."""
     texts = documents["text"].combine_chunks()
-    looked = texts[:LOOKED_AT]
-    nothing = pa.nulls(len(texts) - len(looked), _TEXT)
     columns = [
         documents["id"],
         pc.binary_length(texts).cast(_INT),
         _domains(documents["url"].combine_chunks()),
-        pa.concat_arrays([_formats(looked), nothing]),
+        _formats(texts),
     ]
     return pa.table(columns, schema=PROFILES.arrow)
 
 
 def _formats(texts: pa.Array) -> pa.Array:
     controlled = pc.match_substring_regex(texts, _CONTROL)
-    composed = pc.equal(pc.utf8_normalize(texts, "NFC"), texts)
+    # ASCII is in normal form, and normalizing costs more than all else here.
+    in_ascii = pc.string_is_ascii(texts)
+    others = texts.filter(pc.invert(in_ascii))
+    composed = pc.replace_with_mask(
+        in_ascii, pc.invert(in_ascii), pc.equal(pc.utf8_normalize(others, "NFC"), others)
+    )
     return pc.if_else(controlled, CONTROL, pc.if_else(composed, CLEAN, NOT_NFC))
 
 

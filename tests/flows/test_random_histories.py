@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from flows.config import parse_config
@@ -289,8 +289,33 @@ def _end_as_rebuilt(
         assert grown == rebuilt.grow(place.folder, *rebuilt_how)
 
 
+# Of two near-duplicates the one of the smaller id is edited; the last run finds only the list
+# changed: a held-out domain, and a document that had hidden its copy.
+_FIRST = [
+    *(("put", "alpha", "a.jsonl", id_, text) for id_, text in enumerate([6, 6, 0, 12, 14, 16])),
+    *(("put", "beta", "b.jsonl", id_, text) for id_, text in enumerate([0, 9, 10, 13, 15, 17])),
+    ("put", "beta", "a.jsonl", 1, 11),
+]
+_LATER = [
+    (
+        [
+            ("put", "alpha", "a.jsonl", 1, 7),
+            ("move", "alpha", "a.jsonl", "b.jsonl", 3),
+            ("put", "alpha", "sub/c.jsonl", 9, 2),
+            ("remove", "beta", "a.jsonl", 1),
+        ],
+        (9, ["beta", "alpha"]),
+    ),
+    (
+        [("take down", "site9.example"), ("take down", document_id("beta", "d0"))],
+        (4, ["alpha", "beta"]),
+    ),
+]
+
+
 @_histories
-@settings(_unshrunk, max_examples=3)
+@example(first=_FIRST, first_how=(4, list(SOURCES)), later=_LATER, rebuilt_how=(64, list(SOURCES)))
+@settings(_unshrunk, max_examples=2)
 def test_any_history_ends_where_a_rebuild_ends(
     pinned: Place, first: list[Change], first_how: How, later: list[Step], rebuilt_how: How
 ) -> None:
@@ -299,7 +324,7 @@ def test_any_history_ends_where_a_rebuild_ends(
 
 @pytest.mark.slow
 @_histories
-@settings(_unshrunk, max_examples=30)
+@settings(_unshrunk, max_examples=25)
 def test_each_of_many_histories_ends_where_a_rebuild_ends(
     pinned: Place, first: list[Change], first_how: How, later: list[Step], rebuilt_how: How
 ) -> None:

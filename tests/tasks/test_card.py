@@ -118,7 +118,6 @@ def test_the_answers_follow_the_figures(facts: Facts) -> None:
     assert answers(facts, formats=(share("clean", 10),), **ten)["Format"] == "yes"
     torn = (share("clean", 9), share("not NFC", 1))
     assert answers(facts, formats=torn, **ten)["Format"] == "no"
-    assert answers(facts, formats=(share(None, 10),), **ten)["Format"] == "unknown"
     assert answers(facts, filters=())["Outliers"] == "no"
     assert answers(facts, benchmarks=facts.benchmarks[-1:])["Decontaminated"] == "no"
     assert answers(facts, compared_with=3)["As"] == "yes"
