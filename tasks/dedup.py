@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llm import files
 from tasks.as_task import as_task
 from tasks.duplicates import (
     Documents,
@@ -138,7 +139,14 @@ def dedup(run: Run, corpus: Manifest, config: DedupConfig) -> Manifest:
         return done
     shards = open_corpus(run.store, corpus).shards
     known = _known_edges(run.store, run.previous.get(STAGE.name), request)
-    found = find_duplicates(Workers(run.store, shards, run.executor), config, known)
+    # What a killed run leaves here is gc's.
+    scratch = Store(f"{run.store.root}/runs/{run.run_id}")
+    try:
+        workers = Workers(run.store, shards, run.executor, scratch)
+        found = find_duplicates(workers, config, known)
+    finally:
+        for url in files.list_urls(scratch.root):
+            files.delete(url)
     receipts = verdict_receipts(run, request, shards, found.drops)
     objects = {
         "edges": run.store.put_table(found.edges, EDGES),

@@ -108,11 +108,13 @@ def _codes(some: Ints, others: Ints, n_documents: int) -> Ints:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where the shards are, and who reads them."""
+    """Where the shards are, and who reads them. What one call leaves for another lies in `scratch`,
+    which whoever made it clears."""
 
     store: Store
     shards: Sequence[Shard]
     executor: Executor
+    scratch: Store
 
     def each(
         self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]
@@ -288,12 +290,14 @@ def _compared(workers: Workers, documents: Documents, pairs: Pairs, config: Dedu
     for start, end in _runs(needed[0]):
         shard, parts, members = needed[:, start:end]
         ids = to_hex(documents.ids[np.unique(members)])
-        calls.append((workers.shards[shard[0]].text, ids, members, parts, config))
+        text = workers.shards[shard[0]].text
+        calls.append((workers.scratch, text, ids, members, parts, config))
     left = dict(zip(np.unique(needed[0]), workers.each(_leave_shingles, calls), strict=True))
     comparisons = []
     for number, (start, end) in enumerate(_runs(part)):
         refs = [left[shard] for shard in np.unique(needed[0, needed[1] == number])]
-        comparisons.append((refs, number, pairs.one[start:end], pairs.two[start:end]))
+        ends_of = (pairs.one[start:end], pairs.two[start:end])
+        comparisons.append((workers.scratch, refs, number, *ends_of))
     return np.concatenate([np.empty(0), *workers.each(_compare, comparisons)])
 
 
@@ -318,6 +322,7 @@ def _runs(values: Ints) -> list[tuple[int, int]]:
 
 def _leave_shingles(
     store: Store,
+    scratch: Store,
     text: ObjectRef | None,
     ids: pa.Array,
     members: Ints,
@@ -343,16 +348,16 @@ def _leave_shingles(
         keys = [hashes[bounds[at] : bounds[at + 1]] for at in place[start:end]]
         numbers = np.repeat(members[start:end], sizes[start:end])
         tables.append((parts[start], parts[start], np.concatenate(keys), numbers))
-    return store.put_table(slices(tables, SHINGLES), SHINGLES)
+    return scratch.put_table(slices(tables, SHINGLES), SHINGLES)
 
 
 def _compare(
-    store: Store, refs: Sequence[ObjectRef | None], part: int, one: Ints, two: Ints
+    _: Store, scratch: Store, refs: Sequence[ObjectRef | None], part: int, one: Ints, two: Ints
 ) -> Floats:
     """The similarities of the pairs of one part, whose shingles are in its slices of `refs`."""
     from tasks.kernels.minhash import similarities
 
-    found = [read_slices(store, ref, SHINGLES, part, part) for ref in refs]
+    found = [read_slices(scratch, ref, SHINGLES, part, part) for ref in refs]
     hashes, members = (np.concatenate(columns) for columns in zip(*found, strict=True))
     starts = np.flatnonzero(_new(members[np.newaxis]))
     order = np.argsort(members[starts])

@@ -46,9 +46,7 @@ EMPTIED: dict[str, dict[str, pa.Scalar]] = {
     },
     TOKENS.kind: {"tokens": pa.scalar([], pa.large_list(pa.uint32()))},
 }
-_KINDS = {
-    tuple(s.arrow.names): s for s in (DOCUMENTS, HELDOUT, PAGES, TOKENS, DATASET, CANARIES)
-}
+_KINDS = {tuple(s.arrow.names): s for s in (DOCUMENTS, HELDOUT, PAGES, TOKENS, DATASET, CANARIES)}
 _WITH_URL = frozenset({DOCUMENTS.kind, HELDOUT.kind, PAGES.kind})
 
 

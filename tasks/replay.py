@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from llm import files
 from llm.config import Config
 from llm.errors import ConfigError, DataError
 from tasks.benchmarks import HELDOUT, DecontaminateConfig
@@ -33,8 +32,8 @@ from tasks.signatures import DedupConfig
 from tasks.store.corpus import Shard, live_rows, open_corpus, out_ids
 from tasks.store.executors import InlineExecutor
 from tasks.store.fingerprint import canonical, differences
-from tasks.store.records import Manifest, ObjectRef
-from tasks.store.schema import DOCUMENTS, DROPS, EDGES, Schema
+from tasks.store.records import Manifest
+from tasks.store.schema import DOCUMENTS, DROPS, EDGES
 from tasks.store.store import Store
 from tasks.takedown import read_list
 
@@ -244,28 +243,6 @@ def _cut(store: Store, manifest: Manifest, shards: Sequence[Shard], quantile: fl
     return quality_cut(scores, quantile)
 
 
-@dataclass(frozen=True)
-class _Apart(Store):
-    """A store to read, whose writes go to a folder of their own and are read from there."""
-
-    folder: str = ""
-
-    def put_table(self, table: pa.Table, schema: Schema) -> ObjectRef | None:
-        return Store(self.folder).put_table(table, schema)
-
-    def read_table(
-        self,
-        ref: ObjectRef | None,
-        schema: Schema,
-        columns: Sequence[str] | None = None,
-        where: pc.Expression | None = None,
-    ) -> pa.Table:
-        aside = Store(self.folder)
-        if ref is not None and files.exists(aside.object_url(ref)):
-            return aside.read_table(ref, schema, columns, where)
-        return super().read_table(ref, schema, columns, where)
-
-
 def _dedup(store: Store, manifest: Manifest, config: Config) -> pa.Table:
     """Similarities are taken from the stored edges; only where another document would survive are
     a few more texts compared."""
@@ -273,8 +250,8 @@ def _dedup(store: Store, manifest: Manifest, config: Config) -> pa.Table:
     edges = manifest.objects.get("edges", ())
     known = store.read_table(edges[0], EDGES) if edges else None
     with tempfile.TemporaryDirectory() as folder:
-        apart = _Apart(store.root, files.absolute_url(folder))
-        workers = Workers(apart, shards_before(store, manifest), InlineExecutor())
+        shards = shards_before(store, manifest)
+        workers = Workers(store, shards, InlineExecutor(), Store.at(folder))
         return find_duplicates(workers, config, known).drops
 
 

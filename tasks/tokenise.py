@@ -24,7 +24,6 @@ from tasks.split import HELDOUT
 from tasks.store.corpus import Shard, commit_stage, kept_rows, live_rows, open_corpus
 from tasks.store.pins import Pin, find_pin, hold
 from tasks.store.records import Manifest, ObjectRef
-from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Action, Outcome, Request, Run, reuse, run_actions
 from tasks.store.schema import DATASET, DOCUMENTS, LABELS, TOKENS
 from tasks.store.stage import Stage
@@ -280,7 +279,7 @@ def dataset(run: Run, tokens: Manifest, config: TokeniseConfig = TokeniseConfig(
             rows_in=tokens.rows_out,
             rows_out=live,
             drops={TAKEN_DOWN: n_taken} if n_taken else {},
-            data_digest=digest_hex(data_digest(table, DATASET)),
+            data_digest=dataset_ref.data_digest,
             receipts=None,
             objects={
                 "dataset": (dataset_ref,),

@@ -64,13 +64,14 @@ def index_ngrams(
     counts = np.where(words > 0, words - widths + 1, 0)
     owners = np.repeat(np.arange(len(words)), counts)
     runs, beginnings = _runs(hashes, bounds, widths, anchor, len(owners))
-    bitmap = _bitmap(np.unique(beginnings[widths[owners] >= anchor]))
-    order = np.lexsort((owners, runs))
+    bitmap = _bitmap(beginnings[widths[owners] >= anchor])
+    order = np.argsort(runs, kind="stable")  # owners ascend already
     fresh = np.ones(len(order), dtype=np.bool_)
     fresh[1:] = (np.diff(owners[order]) != 0) | (np.diff(runs[order]) != 0)
     order = order[fresh]
     runs, owners = runs[order], owners[order]
-    keys, counts = np.unique(runs, return_counts=True)
+    starts = np.flatnonzero(np.append(True, runs[1:] != runs[:-1])[: len(runs)])
+    keys, counts = runs[starts], np.diff(np.append(starts, len(runs)))
     if first_owners is not None:
         rank = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
         owners, counts = owners[rank < first_owners], np.minimum(counts, first_owners)
@@ -85,7 +86,7 @@ def index_ngrams(
 
 
 def _bitmap(hashes: Hashes) -> npt.NDArray[np.uint8]:
-    """A bit for each value of the leading bits, so many that one in 16 to 32 is set."""
+    """A bit for each value of the leading bits, so many that one in 16 or fewer is set."""
     bits = max(16, min(27, 4 + len(hashes).bit_length()))
     flags = np.zeros(1 << bits, dtype=np.bool_)
     flags[hashes >> np.uint64(64 - bits)] = True

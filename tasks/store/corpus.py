@@ -162,14 +162,22 @@ def live_rows(
 def _live_total(
     store: Store, ref: ObjectRef | None, schema: Schema, out: pa.Array
 ) -> tuple[int, int]:
-    """Rows and data digest of an object's rows that are not `out`."""
+    """Rows and data digest of an object's rows that are not `out`.
+
+    Where few are out, they are subtracted from the object's own digest; not so of documents, whose
+    rows may have lost their `meta` since to an erasure.
+    """
     if ref is None:
         return 0, 0
     if len(out) == 0:
         return ref.rows, int(ref.data_digest, 16)
     columns = list(dict.fromkeys(("id", *schema.hashed)))
-    table = _without(store.read_table(ref, schema, columns), out)
-    return table.num_rows, data_digest(table, schema)
+    table = store.read_table(ref, schema, columns)
+    gone = table.filter(pc.is_in(table.column("id"), value_set=out))
+    n_live = table.num_rows - gone.num_rows
+    if schema is not DOCUMENTS and gone.num_rows < n_live:
+        return n_live, int(ref.data_digest, 16) - data_digest(gone, schema)
+    return n_live, data_digest(_without(table, out), schema)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def stage_over(text_of: dict[str, str]) -> tuple[list[tuple[str, str]], dict[str
             if (ref := store.put_table(rows, schema)) is not None
         }
         shard = Shard(store.put_table(table, DOCUMENTS), extras=extras)
-        found = find_duplicates(Workers(store, [shard], InlineExecutor()), CONFIG)
+        found = find_duplicates(Workers(store, [shard], InlineExecutor(), store), CONFIG)
     drops, clusters = found.drops, found.clusters
     return (
         list(zip(drops["id"].to_pylist(), drops["detail"].to_pylist(), strict=True)),

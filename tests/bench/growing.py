@@ -1,6 +1,6 @@
 """Grows a corpus and its tokens in a process of its own, and tells what that cost.
 
-    python -m tests.bench.growing CONFIG.json
+    python -m tests.bench.growing [WARM.json] CONFIG.json
 
 The recipe runs as it is, stages as plain functions: no Prefect server is part of the figures.
 """
@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,18 +22,21 @@ from flows.corpus import grow_corpus
 from flows.running import RunOptions, open_run
 from tasks.publish import publish
 from tasks.store.records import Manifest
+from tasks.store.run import Run
 from tasks.tokenise import dataset, tokenise
 
 
-def grow(path: Path) -> dict[str, Any]:
+def grow(path: Path, warm: Path | None = None) -> dict[str, Any]:
     """What the growth of the config at `path` cost, from a child process.
 
     cpu_s: CPU seconds of all its processes; wall_s; main_mb, worker_mb: peak resident size of the
-    main process and of the largest worker; stages: wall seconds by stage; digests: data digest by
-    stage; new_receipts is for the caller to count.
+    main process and of the largest worker; stages: CPU seconds of the main process by stage; peaks:
+    its peak MB after each; digests, rows, drops: by stage. With `warm`, that config is grown first,
+    so that neither loading libraries nor compiled kernels is part of the seconds.
     """
+    paths = [str(one) for one in (warm, path) if one is not None]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.growing", str(path)],
+        [sys.executable, "-m", "tests.bench.growing", *paths],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -43,29 +47,52 @@ def grow(path: Path) -> dict[str, Any]:
 
 def _grow_here(path: Path) -> dict[str, Any]:
     config = parse_config(json.loads(path.read_text(encoding="utf-8")), str(path))
-    began = time.monotonic()
+    began, main_began, all_began = time.monotonic(), time.process_time(), _cpu_of_all()
+    stages: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(run: Run, *args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            result = function(run, *args, **kwargs)
+            stages[name] = round(stages.get(name, 0) + time.process_time() - start, 3)
+            peaks[name] = round(_peak_mb(resource.RUSAGE_SELF))
+            return result
+
+        return call
+
     with (
-        mock.patch("tasks.as_task.in_prefect", lambda name, function: function),
+        mock.patch("tasks.as_task.in_prefect", timed),
         open_run(config, RunOptions(), say=lambda text: print(text, file=sys.stderr)) as run,
     ):
         corpus = grow_corpus(run, config)
         tokens = tokenise(run, corpus, config.tokenizer)
         publish(run, dataset(run, tokens, config.tokenizer), "dataset")
-    here = resource.getrusage(resource.RUSAGE_SELF)
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     manifests = [visit for visit in run.visits if isinstance(visit.result, Manifest)]
     return {
-        "cpu_s": here.ru_utime + here.ru_stime + workers.ru_utime + workers.ru_stime,
-        "main_cpu_s": here.ru_utime + here.ru_stime,
+        "cpu_s": _cpu_of_all() - all_began,
+        "main_cpu_s": time.process_time() - main_began,
         "wall_s": time.monotonic() - began,
-        "main_mb": here.ru_maxrss / 1024,
-        "worker_mb": workers.ru_maxrss / 1024,
-        "stages": {visit.name: round(visit.seconds, 2) for visit in manifests},
+        "main_mb": _peak_mb(resource.RUSAGE_SELF),
+        "worker_mb": _peak_mb(resource.RUSAGE_CHILDREN),
+        "stages": stages,
+        "peaks": peaks,
         "digests": {visit.name: visit.result.data_digest for visit in manifests},
         "rows": {visit.name: visit.result.rows_out for visit in manifests},
         "drops": {visit.name: visit.result.drops for visit in manifests if visit.result.drops},
     }
 
 
+def _cpu_of_all() -> float:
+    """CPU seconds of this process and of its workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak_mb(who: int) -> float:
+    return resource.getrusage(who).ru_maxrss / 1024
+
+
 if __name__ == "__main__":
-    print(json.dumps(_grow_here(Path(sys.argv[1]))))
+    for argument in sys.argv[1:]:
+        print(json.dumps(_grow_here(Path(argument))))

@@ -141,7 +141,7 @@ def test_a_changed_threshold_measures_only_the_shards_whose_documents_it_drops(
     ran = new_receipts(place, undisturbed)
     assert ran["select"] == n_shards > 3
     assert {stage: n for stage, n in ran.items() if stage != "select"} == {
-        "signatures": 1, "scrub": 1, "matches": 1, "split": 1,
+        "signatures": 1, "scrub": 1, "matches": 1, "split": 1, "census": 1,
     }  # fmt: skip
     assert manifests(place)["select"].drops == {"gopher_few_words": 4}
     assert len(live_ids(undisturbed)) - len(live_ids(place)) == 1

@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -85,7 +86,7 @@ def workers(
                 extras={kind: ref for kind, ref in written if ref is not None},
             )
         )
-    return Workers(store, shards, Elsewhere())
+    return Workers(store, shards, Elsewhere(), store)
 
 
 FOLDER: str | None = None
@@ -346,7 +347,7 @@ def test_known_edges_save_reading_texts():
     found = find_duplicates(at, CONFIG)
     stranger = {"a": name(1), "b": name(2), "similarity": 1.0}
     known = pa.concat_tables([EDGES.table([stranger]), found.edges])
-    without_text = Workers(at.store, [Shard(None, extras=at.shards[0].extras)], at.executor)
+    without_text = replace(at, shards=[Shard(None, extras=at.shards[0].extras)])
     assert find_duplicates(without_text, CONFIG, known) == found
     with pytest.raises(DataError, match="no live document"):
         find_duplicates(without_text, CONFIG, known.slice(0, len(known) - 1))
