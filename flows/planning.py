@@ -49,19 +49,19 @@ class Cost:
 
 # Measured with `flows/configs/quickstart.toml`, 5.6 MB of text, on a core of an x86-64 machine.
 COSTS = {
-    "extract": Cost(1.8e-6, 0.3),
-    "annotate": Cost(0.8e-6, 0.05),
-    "select": Cost(2e-8, 0.01),
+    "extract": Cost(1.2e-7, 0.3),
+    "annotate": Cost(4e-8, 0.05),
+    "select": Cost(2e-9, 0.01),
     "takedown": Cost(0, 0),
-    "signatures": Cost(0.4e-6, 0.04),
-    "dedup": Cost(2e-8, 0.01),
-    "scrub": Cost(2.2e-6, 0.3),
-    "matches": Cost(0.15e-6, 0.01),
-    "decontaminate": Cost(2e-8, 0.01),
-    "split": Cost(2e-8, 0.01),
-    "census": Cost(2e-8, 0.01),
-    "tokenise": Cost(1e-6, 0.3),
-    "dataset": Cost(0.1e-6, 0.03),
+    "signatures": Cost(1e-8, 0.06),
+    "dedup": Cost(7e-9, 0.01),
+    "scrub": Cost(1.7e-8, 0.3),
+    "matches": Cost(2e-8, 0.01),
+    "decontaminate": Cost(2e-9, 0.01),
+    "split": Cost(2e-9, 0.01),
+    "census": Cost(1.2e-8, 0.01),
+    "tokenise": Cost(5e-8, 0.3),
+    "dataset": Cost(1e-8, 0.03),
 }
 
 # Text in a byte of web page, bytes of prose left by zstd, and seconds to import a byte of file.

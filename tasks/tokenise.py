@@ -265,7 +265,7 @@ def dataset(run: Run, tokens: Manifest, config: TokeniseConfig = TokeniseConfig(
         labels = live_rows(store, shard, shard.extras.get(LABELS.kind), LABELS)
         train = labels.filter(pc.equal(labels.column("split"), "train"))
         joined = train.join(allowed, "id", join_type="inner")
-        parts.append(_dataset_rows(store.read_table(ref, TOKENS), ref, joined))
+        parts.append(_dataset_rows(store.read_table(ref, TOKENS, _MEASURES), ref, joined))
     table = pa.concat_tables(parts).sort_by("id").combine_chunks()
     dataset_ref = store.put_table(table, DATASET)
     if dataset_ref is None:
@@ -324,14 +324,18 @@ def dataset_url(store: Store, dataset: Manifest) -> str:
     return store.object_url(current)
 
 
+# What the dataset tells of a row of tokens.
+_MEASURES = ["id", "digest", "length", "n_bytes"]
+
+
 def _dataset_rows(tokens: pa.Table, ref: ObjectRef, labelled: pa.Table) -> pa.Table:
     """DATASET rows of a token shard for the documents in `labelled` (id, split, source)."""
-    rows = tokens.select(["id", "digest", "length", "n_bytes"])
-    rows = rows.append_column("row", pa.array(range(tokens.num_rows), pa.int64()))
+    rows = tokens.select(_MEASURES)
+    rows = rows.append_column("row", pa.array(np.arange(tokens.num_rows)))
     rows = rows.join(labelled.select(["id", "split", "source"]), "id", join_type="inner")
     # Relative to the store's root: a store can be copied or served from elsewhere.
     url = f"objects/{ref.sha256[:2]}/{ref.sha256}.{ref.ext}"
-    rows = rows.append_column("object", pa.array([url] * rows.num_rows, pa.string()))
+    rows = rows.append_column("object", pa.repeat(pa.scalar(url), rows.num_rows))
     return rows.select(DATASET.arrow.names).cast(DATASET.arrow)
 
 
