@@ -47,7 +47,8 @@ class Cost:
     written: float
 
 
-# Measured with `flows/configs/quickstart.toml`, 5.6 MB of text, on a core of an x86-64 machine.
+# Measured by the benchmarks `chain` and `incremental` on a core of an x86-64 machine, compiled
+# kernels loaded.
 COSTS = {
     "extract": Cost(1.2e-7, 0.3),
     "annotate": Cost(4e-8, 0.05),
