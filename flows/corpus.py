@@ -14,6 +14,7 @@ from tasks.decontaminate import decontaminate
 from tasks.dedup import dedup
 from tasks.extract import extract
 from tasks.ingest import ingest
+from tasks.inspecting import line_of
 from tasks.matches import matches
 from tasks.planting import SOURCE, CanaryConfig, plant
 from tasks.publish import publish
@@ -62,5 +63,5 @@ def try_canaries(
     aside = beside(run)
     stages = (config.select, config.dedup, config.scrub, config.decontaminate)
     planted = plant(aside, labelled, wanted, *stages)
-    cleaned = clean(aside, {SOURCE: planted}, config)
-    return canaries(run, planted, cleaned, wanted)
+    clean(aside, {SOURCE: planted}, config)
+    return canaries(run, {one.stage: one for one in line_of(aside.visits)}, wanted)

@@ -106,7 +106,6 @@ def _member(member: Member, this: str) -> tuple[str, object]:
     """A document of the cluster, and how similar it is to the survivor."""
     what = "survives" if member.survived else str(member.reason)
     like = "" if member.similarity is None else f"  {member.similarity:g}"
-    like += " (estimated)" if member.estimated else ""
     where = "this one" if member.id == this else member.url or member.source
     return what, f"{member.id}{like}  {where}"
 

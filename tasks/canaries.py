@@ -119,23 +119,27 @@ def _expected(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
     return [(CAUGHT_BY[row["kind"]], not unlike)]
 
 
-def canaries_request(planted: Manifest, cleaned: Manifest) -> Request:
-    """What decides what was caught: what was planted, and what came of it. `min_recall` only
-    decides if the run goes on."""
-    return Request(STAGE, {}, {"planted": planted, "cleaned": cleaned})
+def canaries_request(line: Mapping[str, Manifest]) -> Request:
+    """What decides what was caught: what was planted, and what each stage did with it, since two
+    can leave the same documents and have caught others. `min_recall` only decides if the run goes
+    on."""
+    inputs = {"planted": line[planting.STAGE.name], "cleaned": line[_ORDER[-1]]}
+    return Request(STAGE, {"line": {stage: line[stage].fingerprint for stage in _ORDER}}, inputs)
 
 
 @as_task("canaries")
-def canaries(run: Run, planted: Manifest, cleaned: Manifest, config: CanaryConfig) -> Manifest:
-    """What each stage caught of the canaries, between `plant` and decontaminate.
+def canaries(run: Run, line: Mapping[str, Manifest], config: CanaryConfig) -> Manifest:
+    """What each stage caught of the canaries; `line` are the manifests they came through, by stage,
+    from `plant` to decontaminate.
 
     Raises DataError where a recall is under `config.min_recall`.
     """
-    request = canaries_request(planted, cleaned)
+    request = canaries_request(line)
     measured = reuse(run, request)
     if measured is None:
+        planted = request.inputs["planted"]
         truth = run.store.read_table(planted.object(CANARIES.kind), CANARIES)
-        counts = count(truth, _fate(run.store, planted, cleaned))
+        counts = count(truth, _fate(run.store, line))
         measured = run.store.commit(_measured(run, request, counts, planted.summary["missing"]))
         run.say(f"canaries: {_in_words(measured)}")
     _check(measured, config)
@@ -162,9 +166,8 @@ def _measured(
     )
 
 
-def _fate(store: Store, planted: Manifest, cleaned: Manifest) -> Fate:
+def _fate(store: Store, line: Mapping[str, Manifest]) -> Fate:
     dropped_by: dict[str, str] = {}
-    line = _line(store, cleaned)
     for stage in _ORDER:
         for receipt in store.receipts(line[stage]):
             for id_ in store.read_table(receipt.output(DROPS.kind), DROPS, ["id"])[
@@ -173,7 +176,7 @@ def _fate(store: Store, planted: Manifest, cleaned: Manifest) -> Fate:
                 dropped_by.setdefault(id_, stage)
     return Fate(
         dropped_by,
-        _texts(store, planted),
+        _texts(store, line[planting.STAGE.name]),
         _texts(store, line["scrub"]),
         frozenset(
             id_

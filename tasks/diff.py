@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.inspecting import SNAPSHOT_STAGES, excerpts, lineage, shards_before
@@ -23,7 +22,6 @@ from tasks.store.rows import MODULUS, row_hashes
 from tasks.store.run import BooksDoNotBalance
 from tasks.store.schema import DEAD, DOCUMENTS, DROPS, LABELS, TOKENS
 from tasks.store.store import Store
-from tasks.takedown import read_list
 
 Kind = Literal["gained", "lost", "changed"]
 
@@ -419,9 +417,7 @@ def _samples(
     if not ids:
         return
     rows = {id_: (new.get(id_) or old[id_]) for id_ in ids}
-    urls = pa.array([rows[id_].url for id_ in ids], pa.string())
-    shown = read_list(store).hide(pa.table({"id": ids, "url": urls}))["id"].to_pylist()
-    texts = excerpts(store, side.manifest, side.named.line, shown) if shown else {}
+    texts = excerpts(store, side.manifest, side.named.line, ids)
     for id_ in ids:
         yield Sample(
             kind=kind,

@@ -24,6 +24,7 @@ from tasks.store.records import Manifest, ManifestRef, ObjectRef
 from tasks.store.run import Visit
 from tasks.store.schema import DOCUMENTS, DROPS, PAGES, QUARANTINE, Schema
 from tasks.store.store import Store
+from tasks.takedown import read_list
 
 SNAPSHOT_STAGES = frozenset({"crawl", "import"})
 
@@ -258,8 +259,10 @@ def excerpts(
     if manifest.stage in ("extract", "takedown"):
         return {}
     found: dict[str, str] = {}
+    taken = read_list(store)
     for shard in shards_before(store, manifest):
-        for row in _wanted(store, shard.text, DOCUMENTS, ids, ["id", "text"]):
+        rows = _wanted(store, shard.text, DOCUMENTS, ids, ["id", "url", "text"])
+        for row in taken.hide(DOCUMENTS.table(rows)).select(["id", "text"]).to_pylist():
             if row["id"] not in shard.dead:
                 found[row["id"]] = row["text"][:_VIEWED_CHARACTERS]
     if found and all(one.stage != "scrub" for one in lineage(store, manifest)):

@@ -110,7 +110,9 @@ def extract_page(
 
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
-_HTML_START = re.compile(rb"\s*(?:<\?xml|<!--|<!doctype\s+html|<(?:html|head|body|title)\b)", re.I)
+_HTML_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml|<!--|<!doctype\s+html|<(?:html|head|body|title)\b)", re.I
+)
 
 
 def _extract_html(html: bytes, url: str, config: ExtractConfig) -> Extracted | Rejected:
@@ -229,17 +231,24 @@ def _license(html: bytes, url: str) -> str | None:
     tags = {_tag_around(html, place) for place in places} - {b""}
     if not tags:
         return None
-    from urllib.parse import urljoin
-
     from resiliparse.parse.html import HTMLTree
 
     document = HTMLTree.parse_from_bytes(b"".join(sorted(tags)), "utf-8").document
     for selector in ("[rel~=license]", "a[href*='creativecommons.org/']"):
         links = document.query_selector_all(selector)[:] if document is not None else []
-        found = {license_id(urljoin(url, link.getattr("href") or "")) for link in links} - {None}
+        found = {license_id(_joined(url, link.getattr("href") or "")) for link in links} - {None}
         if found:
             return found.pop() if len(found) == 1 else None
     return None
+
+
+def _joined(url: str, link: str) -> str:
+    from urllib.parse import urljoin
+
+    try:
+        return urljoin(url, link)
+    except ValueError:  # such as http://[: no address, and so no license's
+        return ""
 
 
 # Two, since each is sought by the letters it starts with, which is fast.

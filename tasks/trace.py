@@ -93,7 +93,7 @@ class Decision:
 @dataclass(frozen=True)
 class Member:
     """A document of a cluster of duplicates; the survivor has no `reason`. `similarity` is with the
-    survivor, `estimated` where the two were joined through others and never compared."""
+    survivor, under the threshold where only others join the two."""
 
     id: str
     url: str | None
@@ -101,7 +101,6 @@ class Member:
     survived: bool
     reason: str | None = None
     similarity: float | None = None
-    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -343,7 +342,6 @@ def _cluster(store: Store, at: Mapping[str, _Step], id_: str) -> Iterator[Member
             survived=one not in drops,
             reason=drop.get("reason"),
             similarity=drop.get("value"),
-            estimated=(drop.get("detail") or "").endswith("(estimated)"),
         )
 
 

@@ -18,9 +18,9 @@ from llm.errors import ConfigError, DataError
 from tests.flows.grown import documents
 
 STAGES = [
-    *("ingest", "extract", "annotate", "select", "signatures", "dedup", "scrub", "matches"),
-    *("decontaminate", "split", "publish", "tokenise", "dataset", "publish", "train"),
-    *("evaluate", "export", "register", "report"),
+    *("ingest", "extract", "annotate", "select", "takedown", "signatures", "dedup", "scrub"),
+    *("matches", "decontaminate", "split", "census", "alarms", "card", "publish"),
+    *("tokenise", "dataset", "publish", "train", "evaluate", "export", "register", "report"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
@@ -23,8 +24,9 @@ from flows.running import RunOptions, open_run
 from llm.errors import ConfigError, DataError
 from tasks.annotate import Classifiers, annotate_shard
 from tasks.benchmarks import DecontaminateConfig
-from tasks.canaries import Fate, canary_counts, count, recalls
+from tasks.canaries import Fate, canaries_request, canary_counts, count, recalls
 from tasks.defects import PERSONAL, SPAM, edited, insert, shingles_of
+from tasks.inspecting import lineage
 from tasks.kernels.words import words
 from tasks.matches import MATCHES
 from tasks.planting import CANARIES, CanaryConfig, Plan, plant_documents
@@ -336,6 +338,15 @@ def test_other_shards_give_the_same_canaries(tried: Place, tmp_path: Path) -> No
     expected = {manifest.stage: manifest for manifest in line(tried)}["canaries"]
     assert found["canaries"].data_digest == expected.data_digest
     assert found["canaries"].payload == expected.payload
+
+
+def test_who_caught_a_canary_counts_even_where_the_same_documents_are_left(tried: Place) -> None:
+    store = store_of(tried)
+    measured = next(one for one in line(tried) if one.stage == "canaries")
+    through = {one.stage: one for one in lineage(store, store.manifest(measured.inputs["cleaned"]))}
+    assert canaries_request(through).ref == measured.ref
+    other = replace(through["select"], fingerprint="0" * 64)
+    assert canaries_request({**through, "select": other}).ref != measured.ref
 
 
 def _finds_nothing(documents: pa.Table, *_: Any) -> pa.Table:

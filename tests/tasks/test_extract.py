@@ -242,6 +242,12 @@ def test_a_license_in_a_footer_counts():
     assert page(html + "MIT</a></footer>").license == "MIT"
 
 
+def test_a_license_link_that_is_no_address_costs_no_page():
+    found = page(f'<body>{PROSE}<a rel="license" href="http://[example.org/">terms</a>')
+    assert found.license is None
+    assert found.text.startswith("This sentence")
+
+
 def test_links_to_several_licenses_name_none():
     links = [
         f'<a href="https://creativecommons.org/licenses/{k}/4.0/">l</a>' for k in ("by", "by-nc")
@@ -280,6 +286,7 @@ def test_plain_text_and_markdown_pass_through():
 def test_without_a_content_type_the_first_bytes_decide():
     assert page(f"\n<!DOCTYPE html><body>{PROSE}", None).text.startswith("This sentence")
     assert page("no <b>html</b>", None).text == "no <b>html</b>"
+    assert page(f"\ufeff<!DOCTYPE html><body>{PROSE}", None).text.startswith("This sentence")
 
 
 def test_what_is_no_page_says_why():

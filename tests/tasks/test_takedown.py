@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import cli
+from flows.cli_options import find_line
 from flows.config import read_config
 from flows.planning import make_plan
 from flows.running import RunOptions
@@ -29,7 +30,7 @@ from tasks.store.schema import DATASET, DROPS
 from tasks.store.store import Store
 from tasks.takedown import Entry, Takedowns, parse_target, read_list, record, undo
 from tests.flows.small_pipeline import NAME, Place, check
-from tests.tasks.small_corpus import WHOLE, grow, live, served, store_of, url_of
+from tests.tasks.small_corpus import WHOLE, copy_of, grow, live, served, store_of, url_of
 
 ID = "0123456789abcdef0123456789abcdef"
 WHY = "asked by the author"
@@ -232,6 +233,18 @@ def test_a_corpus_published_before_is_exported_without_it(place: Place, tmp_path
     ]
     assert len(lines) == written["rows"] == len(live(place)) - 1
     assert url_of("/p03.html") not in {line["url"] for line in lines}
+
+
+def test_an_example_of_a_drop_shows_no_text_of_what_is_taken_down(
+    grown_once: Place, tmp_path: Path
+) -> None:
+    store = store_of(copy_of(grown_once, tmp_path / "copy"))
+    line = find_line(store, f"corpus/{NAME}")
+    before = drop_samples(store, line, "near_duplicate", 1)[0]
+    record(store, [before.id], WHY, "me")
+    after = drop_samples(store, line, "near_duplicate", 1)[0]
+    assert before.excerpt
+    assert (after.id, after.excerpt) == (before.id, "")
 
 
 def test_the_plan_names_the_list_and_nothing_upstream(

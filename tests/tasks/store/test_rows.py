@@ -21,7 +21,7 @@ from tasks.store.rows import (
     row_hashes,
     text_digest,
 )
-from tasks.store.schema import DEAD, DOCUMENTS, DROPS, EDGES, SIGNATURES, Schema
+from tasks.store.schema import CLAIMS, DEAD, DOCUMENTS, DROPS, EDGES, Schema
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 CELLS = (
@@ -226,11 +226,9 @@ def test_what_decisions_read_is_inside_the_row_hash(column: str) -> None:
 def test_binary_and_float_columns_are_hashed() -> None:
     edge = {"a": "x", "b": "y", "similarity": 0.8}
     assert data_digest(EDGES.table([edge]), EDGES) != 0
-    row = {"id": "x", "digest": "y", "length": 1, "source": "s", "signature": b"\0\1"}
-    other = {**row, "signature": b"\0\2"}
-    assert data_digest(SIGNATURES.table([row]), SIGNATURES) != data_digest(
-        SIGNATURES.table([other]), SIGNATURES
-    )
+    row = {"file": "f", "id": "x", "digest": "y", "row_hash": b"\0\1"}
+    other = {**row, "row_hash": b"\0\2"}
+    assert data_digest(CLAIMS.table([row]), CLAIMS) != data_digest(CLAIMS.table([other]), CLAIMS)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=4))

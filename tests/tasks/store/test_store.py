@@ -20,7 +20,7 @@ from tasks.store import store as store_module
 from tasks.store.fingerprint import fingerprint
 from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt, manifest_from, to_json
 from tasks.store.rows import data_digest, digest_hex
-from tasks.store.schema import DEAD, DROPS, SIGNATURES
+from tasks.store.schema import CLAIMS, DEAD, DROPS
 from tasks.store.store import NondeterministicStage, RefMoved, Store
 
 TABLE = DROPS.table(
@@ -97,13 +97,13 @@ def test_an_empty_table_writes_no_object_and_reads_as_empty(tmp_path: Path) -> N
     assert store.read_table(None, DROPS, ["id"]).column_names == ["id"]
 
 
-@given(st.lists(st.tuples(st.text(), st.binary(max_size=9), st.none() | st.integers(0, 9))))
+@given(st.lists(st.tuples(st.text(), st.binary(max_size=9), st.none() | st.text(max_size=9))))
 def test_any_rows_survive_the_store(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bytes, int | None]]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bytes, str | None]]
 ) -> None:
     store = Store.at(str(tmp_path_factory.getbasetemp() / "any-rows"))
-    table = SIGNATURES.table([{"id": a, "signature": b, "length": c} for a, b, c in rows])
-    assert store.read_table(store.put_table(table, SIGNATURES), SIGNATURES).equals(table)
+    table = CLAIMS.table([{"id": a, "row_hash": b, "digest": c} for a, b, c in rows])
+    assert store.read_table(store.put_table(table, CLAIMS), CLAIMS).equals(table)
 
 
 def test_a_missing_object_is_told_by_its_url(store_root: str) -> None:
