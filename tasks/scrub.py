@@ -34,7 +34,7 @@ from tasks.store.schema import DOCUMENTS, FINDINGS, REDACTIONS
 from tasks.store.stage import Stage
 from tasks.store.store import Store
 
-STAGE = Stage("scrub", 2, ("phonenumbers", "presidio-analyzer", "regex", "tldextract"))
+STAGE = Stage("scrub", 2, ("phonenumbers", "presidio-analyzer", "regex", "tldextract", "unicode"))
 
 
 class ScrubConfig(Config):
