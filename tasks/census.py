@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from tasks.as_task import as_task
 from tasks.signals import SIGNALS
 from tasks.store.corpus import Shard, kept_rows, live_rows, open_corpus
 from tasks.store.executors import run_all
-from tasks.store.records import Manifest, ObjectRef
+from tasks.store.records import Manifest, ManifestRef, ObjectRef
 from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Action, Outcome, Request, Run, check_books, reuse, run_actions
 from tasks.store.schema import LABELS, Schema
@@ -247,10 +247,11 @@ def census_work(store: Store, shard: Shard) -> Outcome:
 @as_task("census")
 def census(run: Run, labelled: Manifest) -> Manifest:
     """Counts the live documents of a labelled corpus by everything that is known of them."""
-    request = Request(STAGE, {}, {"labelled": labelled})
+    annotated = next(visit.result for visit in run.visits if visit.name == "annotate")
+    request = Request(STAGE, {}, {"labelled": labelled, "annotated": annotated})
     if done := reuse(run, request):
         return done
-    shards = open_corpus(run.store, labelled).shards
+    shards, regrouped = _with_signals(run.store, labelled, annotated)
     actions = [Action(shard.inputs, (shard,)) for shard in shards]
     receipts = run_actions(run, request, census_work, actions)
     calls = [
@@ -272,13 +273,13 @@ def census(run: Run, labelled: Manifest) -> Manifest:
             stage=STAGE.name,
             fingerprint=request.ref.fingerprint,
             payload=request.payload,
-            inputs={"labelled": labelled.ref},
+            inputs={"labelled": labelled.ref, "annotated": annotated.ref},
             rows_in=labelled.rows_out,
             rows_out=found.documents,
             drops={},
             data_digest=digest_hex(data_digest(table, COUNTS)),
             receipts=run.store.put_receipts(receipts),
-            objects={COUNTS.kind: (ref,)} if ref else {},
+            objects={COUNTS.kind: (ref,) if ref else (), SIGNALS.kind: regrouped},
             summary=_summary(found),
             provenance={
                 **run.provenance,
@@ -288,6 +289,39 @@ def census(run: Run, labelled: Manifest) -> Manifest:
             },
         )
     )
+
+
+def _with_signals(
+    store: Store, labelled: Manifest, annotated: Manifest
+) -> tuple[list[Shard], tuple[ObjectRef, ...]]:
+    """The shards with the signals of this run, and what was written for it.
+
+    Where signals changed and no verdict did, the labelled corpus is an older run's, with its
+    signals. Its text may be too, in other shards; then the new signals are written in their order.
+    """
+    shards, fresh = open_corpus(store, labelled).shards, open_corpus(store, annotated).shards
+    found = [shard.extras.get(SIGNALS.kind) for shard in fresh]
+    regrouped: tuple[ObjectRef, ...] = ()
+    if _text_of(store, labelled) != _text_of(store, annotated):
+        tables = [store.read_table(ref, SIGNALS) for ref in found]
+        signals = pa.concat_tables([SIGNALS.empty(), *tables]).combine_chunks()
+        found = []
+        for shard in shards:
+            ids = store.read_table(shard.extras.get(SIGNALS.kind), SIGNALS, ["id"])["id"]
+            place = pc.index_in(ids, value_set=signals["id"].combine_chunks())
+            found.append(store.put_table(signals.take(place.drop_null()), SIGNALS))
+        regrouped = tuple(ref for ref in found if ref is not None)
+    return [
+        replace(shard, extras={**shard.extras, SIGNALS.kind: ref}) if ref else shard
+        for shard, ref in zip(shards, found, strict=True)
+    ], regrouped
+
+
+def _text_of(store: Store, corpus: Manifest) -> ManifestRef:
+    """The text that a stage's corpus goes back to."""
+    while corpus.stage != "extract":
+        corpus = store.manifest(corpus.inputs["corpus"])
+    return corpus.ref
 
 
 def _totals(table: pa.Table) -> tuple[int, int, int]:

@@ -30,6 +30,7 @@ from tasks.store.schema import LABELS
 from tasks.store.store import Store
 from tasks.takedown import record
 from tests.flows.small_pipeline import NAME, Place
+from tests.shared_data import shared_data
 from tests.tasks.small_corpus import copy_of, grow, served, store_of
 
 
@@ -76,6 +77,37 @@ def test_the_counts_are_those_of_the_live_documents_one_by_one(grown_once: Place
         assert found == expected[dimension], dimension
         assert sum(one.n_bytes for one in census.by(dimension)) == n_bytes
     assert (census.documents, census.n_bytes, census.words) == (labelled.rows_out, n_bytes, words)
+
+
+@pytest.mark.parametrize("more", ["", "[extract]\nmax_depth = 1999\n"], ids=["signals", "text too"])
+def test_signals_measured_anew_are_counted_though_no_verdict_changed(
+    grown_once: Place, tmp_path: Path, more: str
+) -> None:
+    place = copy_of(grown_once, tmp_path / "copy")
+    model = shared_data("models/lid.176.ftz")
+    config = place.folder / "loam.toml"
+    before = counted(place)
+    config.write_text(config.read_text() + f'\n[annotate]\nlanguage_model = "{model}"\n{more}')
+    grow(place)
+    store, labelled, made = counted(place)
+    assert labelled.ref == before[1].ref, "no verdict changed"
+    assert bool(made.objects["signals"]) == bool(more)
+    expected: Counter[str | None] = Counter()
+    ref = store.find_ref("corpus", NAME)
+    assert ref is not None
+    (annotated,) = [store.manifest(pin) for pin in ref.line if pin.stage == "annotate"]
+    live = {
+        id_
+        for shard in open_corpus(store, labelled).shards
+        for id_ in live_rows(store, shard, columns=["id"])["id"].to_pylist()
+    }
+    for shard in open_corpus(store, annotated).shards:
+        for row in store.read_table(shard.extras["signals"], SIGNALS).to_pylist():
+            if row["id"] in live:
+                expected[row["language"]] += 1
+    assert None not in expected
+    found = {one.value: one.documents for one in read_census(store, made).by("language")}
+    assert found == expected
 
 
 def test_of_one_source_only_its_own_documents_count(grown_once: Place) -> None:
