@@ -18,6 +18,7 @@ from tasks.store.corpus import open_corpus, texts_by_id
 from tasks.store.records import Manifest
 from tasks.store.schema import DOCUMENTS
 from tasks.store.store import Store
+from tasks.takedown import read_list
 
 # Of each side, about what fits ten lines of a terminal; and what is shown around a span.
 _SHOWN_CHARACTERS, _AROUND_CHARACTERS = 800, 60
@@ -74,7 +75,7 @@ def leak_samples(
     store: Store, line: Sequence[Manifest], benchmark: str | None, n: int
 ) -> list[Leak]:
     """The `n` first documents by id that a benchmark condemned; ids are hashes, so any sample is as
-    good.
+    good. Nothing is shown of what is taken down.
 
     Raises DataError, naming the benchmarks there are, when this one condemned no document.
     """
@@ -85,6 +86,8 @@ def leak_samples(
     known = sorted(pc.unique(ledger["benchmark"]).to_pylist())
     if benchmark is not None:
         ledger = ledger.filter(pc.equal(ledger["benchmark"], benchmark))
+    if decided is not None:
+        ledger = _without_taken_down(store, decided, ledger)
     if decided is None or not len(ledger):
         raise DataError(
             f"no document was dropped for {benchmark or 'any benchmark'}; benchmarks with leaks: "
@@ -104,6 +107,19 @@ def leak_samples(
         _leak(row, urls.get(row["id"]), passages[row["benchmark"], row["item"]], text, n)
         for row, text in zip(rows, texts, strict=True)
     ]
+
+
+def _without_taken_down(store: Store, decided: Manifest, ledger: pa.Table) -> pa.Table:
+    """The ledger without documents that are taken down, on either side."""
+    heldout = pc.equal(ledger["benchmark"], HELDOUT)
+    sides = sorted({*ledger["id"].to_pylist(), *ledger["item"].to_pylist()})
+    urls = urls_of(store, decided, sides)
+    rows = pa.table(
+        {"id": pa.array(sides, pa.string()), "url": pa.array(map(urls.get, sides), pa.string())}
+    )
+    shown = read_list(store).hide(rows)["id"].combine_chunks()
+    allowed = pc.or_(pc.invert(heldout), pc.is_in(ledger["item"], value_set=shown))
+    return ledger.filter(pc.and_(pc.is_in(ledger["id"], value_set=shown), allowed))
 
 
 def _leak(row: Mapping[str, Any], url: str | None, passage: str, text: str, n: int) -> Leak:

@@ -22,6 +22,7 @@ from tasks.store.records import Manifest
 from tasks.store.rows import document_id
 from tasks.store.run import Run
 from tasks.store.store import Store
+from tasks.takedown import record
 from tests.tasks.store import chain
 
 NINE = "which of the nine planets has the largest moon"
@@ -107,6 +108,12 @@ def test_the_sample_is_the_first_by_id_of_the_benchmark_asked_for(
         leak_samples(run.store, line, "absent", 1)
     with pytest.raises(DataError, match="no document was dropped"):
         leak_samples(run.store, line[:-1], None, 1)
+
+
+def test_nothing_is_shown_of_what_is_taken_down(run: Run, line: list[Manifest]) -> None:
+    first, *others = leak_samples(run.store, line, None, 9)
+    record(run.store, [first.id], "asked by the author", "me")
+    assert leak_samples(run.store, line, None, 9) == others
 
 
 @given(st.text("ab é’-\u00ad\u0301漢ﬁ\n", max_size=30), st.data())
