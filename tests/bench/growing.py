@@ -11,11 +11,15 @@ import json
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import psutil
 
 from flows.config import parse_config
 from flows.corpus import grow_corpus
@@ -56,12 +60,13 @@ def _grow_here(path: Path) -> dict[str, Any]:
             start = time.process_time()
             result = function(run, *args, **kwargs)
             stages[name] = round(stages.get(name, 0) + time.process_time() - start, 3)
-            peaks[name] = round(_peak_mb(resource.RUSAGE_SELF))
+            peaks[name] = round(_peak_mb())
             return result
 
         return call
 
     with (
+        _largest_child() as worker_mb,
         mock.patch("tasks.as_task.in_prefect", timed),
         open_run(config, RunOptions(), say=lambda text: print(text, file=sys.stderr)) as run,
     ):
@@ -73,8 +78,8 @@ def _grow_here(path: Path) -> dict[str, Any]:
         "cpu_s": _cpu_of_all() - all_began,
         "main_cpu_s": time.process_time() - main_began,
         "wall_s": time.monotonic() - began,
-        "main_mb": _peak_mb(resource.RUSAGE_SELF),
-        "worker_mb": _peak_mb(resource.RUSAGE_CHILDREN),
+        "main_mb": _peak_mb(),
+        "worker_mb": worker_mb[0],
         "stages": stages,
         "peaks": peaks,
         "digests": {visit.name: visit.result.data_digest for visit in manifests},
@@ -89,8 +94,30 @@ def _cpu_of_all() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _peak_mb(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 1024
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def _largest_child() -> Iterator[list[float]]:
+    """The most resident MB that a worker was seen with, looked at ten times a second: the system's
+    own count of children holds what their parent had when it started them."""
+    largest, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        largest[0] = max(largest[0], child.memory_info().rss / 1024 / 1024)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield largest
+    finally:
+        done.set()
+        watcher.join()
 
 
 if __name__ == "__main__":
