@@ -65,7 +65,7 @@ def test_the_form_shows_descriptions_defaults_and_choices(browser: Browser) -> N
     deployment = browser.stack.get("deployments/name/pipeline/tiny")
     described = [
         "A pipeline: sources, the corpus grown from them, and the model trained on it.",
-        "Processes that work on shards at a time.",
+        "Processes that work on shards at a time; on a Dask cluster elsewhere, what it has.",
         "Look at every source again, however lately it was read.",
     ]
     browser.sees(f"/deployments/deployment/{deployment['id']}/run", *described)
