@@ -303,7 +303,8 @@ def _with_signals(
     found = [shard.extras.get(SIGNALS.kind) for shard in fresh]
     regrouped: tuple[ObjectRef, ...] = ()
     if _text_of(store, labelled) != _text_of(store, annotated):
-        tables = [store.read_table(ref, SIGNALS) for ref in found]
+        # Live ones only: an edited document's earlier text, dead in another shard, has its id too.
+        tables = [live_rows(store, *pair, SIGNALS) for pair in zip(fresh, found, strict=True)]
         signals = pa.concat_tables([SIGNALS.empty(), *tables]).combine_chunks()
         found = []
         for shard in shards:

@@ -313,8 +313,22 @@ _LATER = [
 ]
 
 
+# Two texts of one id, the earlier of them dead, and a last change that is a copy of what is there:
+# what the corpus is counted by comes from other shards than its text.
+_EDITED = [
+    ("put", "alpha", "a.jsonl", 5, 9),
+    ("put", "alpha", "b.jsonl", 5, 7),
+    ("put", "beta", "b.jsonl", 9, 8),
+]
+_COPIED = [
+    ([("put", "alpha", "a.jsonl", 3, 3)], (64, list(SOURCES))),
+    ([("put", "beta", "a.jsonl", 8, 8)], (64, list(reversed(SOURCES)))),
+]
+
+
 @_histories
 @example(first=_FIRST, first_how=(4, list(SOURCES)), later=_LATER, rebuilt_how=(64, list(SOURCES)))
+@example(_EDITED, (4, list(SOURCES)), _COPIED, (64, list(SOURCES)))
 @settings(_unshrunk, max_examples=2)
 def test_any_history_ends_where_a_rebuild_ends(
     pinned: Place, first: list[Change], first_how: How, later: list[Step], rebuilt_how: How
