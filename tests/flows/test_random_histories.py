@@ -320,7 +320,8 @@ _EDITED = [
     ("put", "alpha", "b.jsonl", 5, 7),
     ("put", "beta", "b.jsonl", 9, 8),
 ]
-_COPIED = [
+_COPIED: list[Step] = [
+    ([], (4, list(SOURCES))),
     ([("put", "alpha", "a.jsonl", 3, 3)], (64, list(SOURCES))),
     ([("put", "beta", "a.jsonl", 8, 8)], (64, list(reversed(SOURCES)))),
 ]
