@@ -2,7 +2,8 @@
 
 What each file was found to hold is kept beside the snapshot as *claims*: file, id, date, digest and
 row hash of every record. So the live rows can be settled over all files, as if all had been read
-again, while the unchanged ones stay closed.
+again, while the unchanged ones stay closed; and only for the ids that some new, changed or vanished
+file tells of, since for any other the claim that lives is the one that did.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tasks.erase import erased_list, take_out_of_file, without_erased
 from tasks.importing.files import OPTIONS, FileRef, explained, read_files
 from tasks.importing.rows import LIBRARIES, format_of, read_file
 from tasks.progress import tally
-from tasks.snapshot import Ingest, LiveRow, append, check_losses, live_index, touch
+from tasks.snapshot import Ingest, append, check_losses, live_index, shards_of, touch
 from tasks.sources import ImportSource
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.rows import hashed_rows
@@ -60,13 +62,15 @@ def import_files(
         # Of a sample files were left out that a change may let in: it is small, and read anew.
         if "claims" in previous.objects and run.sample is None:
             closed = [path for path, token in tokens.items() if before.get(path) == token]
-    known = _claims_of(run.store, previous, closed)
-    staged = _Staged(run, source, folder, _schema_of(known, previous, run.store))
+    earlier = _Earlier.of(run.store, previous, closed)
+    staged = _Staged(run, source, folder, _schema_of(earlier.closed, previous, run.store))
     staged.read([file for file in files if file.path not in set(closed)])
-    live = live_index(run.store, previous, staged.schema)
+    shards_of(run.store, previous, staged.schema)
+    ids = earlier.touched(staged)
+    live = earlier.live(staged.schema, ids)
     while True:
-        claims = staged.over(known)
-        winners = _winners(claims)
+        claims = staged.over(earlier.closed)
+        winners = _winners(_of_ids(claims, ids))
         fresh = _fresh(winners, live)
         opened = set(fresh["file"].to_pylist()) - staged.files
         if not opened:
@@ -74,32 +78,34 @@ def import_files(
         # These files are as they were, but a row of theirs lost to another file's until now.
         staged.read([file for file in files if file.path in opened])
     gone = sorted(live.keys() - set(winners["id"].to_pylist()))
-    check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
+    n_live = previous.rows_out if previous else 0
+    check_losses(source.name, len(gone), n_live, source.max_loss, run.accept_losses)
     still_closed = set(closed) - staged.files
     quarantine = pa.concat_tables(
         [
             *staged.quarantined,
             _quarantine_of(run.store, previous, still_closed),
-            _duplicates(source.name, claims, winners),
+            _duplicates(source.name, claims),
         ]
     )
-    if not winners.num_rows and not live:
+    if not claims.num_rows and not n_live:
         raise DataError(
             f"{source.name}: {len(files)} files hold no document that can be read "
             f"({quarantine.num_rows} records set aside); check paths, format and text_field"
         )
-    claims_ref = run.store.put_table(claims.select(CLAIMS.arrow.names), CLAIMS)
     found = Ingest(
         schema=staged.schema,
         rows=staged.rows(fresh["place"].to_numpy()),
         gone=gone,
         quarantine=quarantine,
         objects={"warc": tuple(staged.warcs.values())},
-        current={"claims": (claims_ref,) if claims_ref else ()},
+        current={"claims": earlier.put_claims(claims, still_closed)},
         summary={"files": tokens},
         seconds=time.monotonic() - began,
     )
-    return append(run, IMPORT_STAGE, source.name, config, seen, previous, found, live)
+    changed = pa.array([*gone, *fresh["id"].to_pylist()], pa.string())
+    superseded = live_index(run.store, previous, staged.schema, changed)
+    return append(run, IMPORT_STAGE, source.name, config, seen, previous, found, superseded)
 
 
 def file_marks(files: Sequence[FileRef], source: ImportSource) -> dict[str, str]:
@@ -116,13 +122,76 @@ def file_marks(files: Sequence[FileRef], source: ImportSource) -> dict[str, str]
     }
 
 
-def _claims_of(store: Store, previous: Manifest | None, closed: Sequence[str]) -> pa.Table:
-    """What earlier ingests found in the files that stay closed."""
-    if previous is None or not closed:
-        return CLAIMS.empty()
-    tables = [store.read_table(ref, CLAIMS) for ref in previous.objects.get("claims", ())]
-    claims = pa.concat_tables([CLAIMS.empty(), *tables])
-    return claims.filter(pc.is_in(claims["file"], pa.array(closed, pa.string())))
+MOST_CLAIMS = 32
+"""Objects of claims beside a snapshot at the most: more of them are written as one."""
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What earlier ingests found: `parts` are the objects of claims with what they hold, `all_` is
+    what they hold together, and `closed` that part of it which is of files that stay closed."""
+
+    store: Store
+    snapshot: Manifest | None
+    parts: tuple[tuple[ObjectRef, pa.Table], ...]
+    all_: pa.Table
+    closed: pa.Table
+
+    @classmethod
+    def of(cls, store: Store, snapshot: Manifest | None, closed: Sequence[str]) -> _Earlier:
+        refs = snapshot.objects.get("claims", ()) if snapshot else ()
+        parts = tuple((ref, store.read_table(ref, CLAIMS)) for ref in refs)
+        all_ = pa.concat_tables([CLAIMS.empty(), *(table for _, table in parts)])
+        kept = pc.is_in(all_["file"], pa.array(closed, pa.string()))
+        return cls(store, snapshot, parts, all_, all_.filter(kept))
+
+    def touched(self, staged: _Staged) -> pa.Array | None:
+        """The ids of which another claim than before may live; None: it may be of any.
+
+        That is so where rows were emptied by an erase since they were claimed.
+        """
+        if erased_list(self.store).entries:
+            return None
+        gone = self.all_.filter(pc.invert(pc.is_in(self.all_["file"], _names(self.closed))))
+        opened = [claims["id"] for claims in staged.claims]
+        ids = pa.chunked_array([*gone["id"].chunks, *(c for i in opened for c in i.chunks)])
+        return ids.unique() if len(ids) else pa.array([], pa.string())
+
+    def live(self, schema: Schema, ids: pa.Array | None) -> dict[str, int]:
+        """The row hashes of the snapshot's live rows, of those ids or of all."""
+        if ids is None or (self.snapshot is not None and "claims" not in self.snapshot.objects):
+            live = live_index(self.store, self.snapshot, schema, ids)
+            return {id_: row.row_hash for id_, row in live.items()}
+        return _hashes(_winners(_of_ids(self.all_, ids)))
+
+    def put_claims(self, claims: pa.Table, closed: set[str]) -> tuple[ObjectRef, ...]:
+        """The objects that hold these claims: the earlier ones whose files all stayed `closed`, and
+        one of the rest."""
+        kept = [
+            (ref, table)
+            for ref, table in self.parts
+            if closed.issuperset(table["file"].unique().to_pylist())
+        ]
+        if len(kept) >= MOST_CLAIMS:
+            kept = []
+        held = pa.concat_tables([CLAIMS.empty(), *(table for _, table in kept)])
+        rest = claims.filter(pc.invert(pc.is_in(claims["file"], _names(held))))
+        ref = self.store.put_table(rest.select(CLAIMS.arrow.names), CLAIMS)
+        return (*(ref for ref, _ in kept), *((ref,) if ref else ()))
+
+
+def _names(claims: pa.Table) -> pa.Array:
+    """The files that the claims are of."""
+    return claims["file"].unique()
+
+
+def _of_ids(claims: pa.Table, ids: pa.Array | None) -> pa.Table:
+    return claims if ids is None else claims.filter(pc.is_in(claims["id"], value_set=ids))
+
+
+def _hashes(claims: pa.Table) -> dict[str, int]:
+    hashes = (int.from_bytes(row_hash, "little") for row_hash in claims["row_hash"].to_pylist())
+    return dict(zip(claims["id"].to_pylist(), hashes, strict=True))
 
 
 def _schema_of(known: pa.Table, previous: Manifest | None, store: Store) -> Schema | None:
@@ -166,26 +235,25 @@ def _winners(claims: pa.Table) -> pa.Table:
     return claims.filter(pa.array(first))
 
 
-def _fresh(winners: pa.Table, live: Mapping[str, LiveRow]) -> pa.Table:
-    """The winners that the snapshot does not hold yet."""
-    ids, hashes = winners["id"].to_pylist(), winners["row_hash"].to_pylist()
-    new = [
-        (row := live.get(id_)) is None or row.row_hash != int.from_bytes(row_hash, "little")
-        for id_, row_hash in zip(ids, hashes, strict=True)
-    ]
+def _fresh(winners: pa.Table, live: Mapping[str, int]) -> pa.Table:
+    """The winners that the snapshot does not hold yet; `live` are its row hashes."""
+    new = [live.get(id_) != row_hash for id_, row_hash in _hashes(winners).items()]
     return winners.filter(pa.array(new, pa.bool_()))
 
 
-def _duplicates(source: str, claims: pa.Table, winners: pa.Table) -> pa.Table:
+def _duplicates(source: str, claims: pa.Table) -> pa.Table:
     """The claims that lost, set aside."""
-    if claims.num_rows == winners.num_rows:
-        return QUARANTINE.empty()
-    counts = claims.group_by("id").aggregate([("file", "list")]).select(["id", "file_list"])
-    several = counts.filter(pc.greater(pc.list_value_length(counts["file_list"]), 1))
+    counts = claims["id"].value_counts()
+    several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    rivals = _of_ids(claims, several)
+    winners = _winners(rivals)
     held = dict(zip(winners["id"].to_pylist(), winners["file"].to_pylist(), strict=True))
+    paths: dict[str, list[str]] = {}
+    for id_, path in zip(rivals["id"].to_pylist(), rivals["file"].to_pylist(), strict=True):
+        paths.setdefault(id_, []).append(path)
     rows = []
-    for id_, paths in sorted(zip(*map(pa.ChunkedArray.to_pylist, several.columns), strict=True)):
-        lost = sorted(paths)
+    for id_ in sorted(paths):
+        lost = sorted(paths[id_])
         lost.remove(held[id_])
         rows += [(path, f"id {id_} comes more than once; the latest is kept") for path in lost]
     return QUARANTINE.table(
@@ -212,7 +280,7 @@ class _Staged:
         self.quarantined: list[pa.Table] = []
         self.warcs: dict[str, ObjectRef] = {}
         self._parts: list[Path] = []
-        self._claims: list[pa.Table] = []
+        self.claims: list[pa.Table] = []
         self._n_rows = 0
         self._settled = schema is not None
         self._erased = erased_list(run.store)
@@ -256,7 +324,7 @@ class _Staged:
             "row_hash": pa.array(hashed_rows(table, self.schema), pa.binary()),
             "place": pa.array(range(self._n_rows, self._n_rows + n_rows), pa.int64()),
         }
-        self._claims.append(pa.table(columns, schema=_STAGED))
+        self.claims.append(pa.table(columns, schema=_STAGED))
         path = self.folder / f"{len(self._parts):06d}.parquet"
         pq.write_table(table, path, compression="lz4")
         self._parts.append(path)
@@ -267,7 +335,7 @@ class _Staged:
         opened = pa.array(sorted(self.files), pa.string())
         closed = known.filter(pc.invert(pc.is_in(known["file"], opened)))
         closed = closed.append_column("place", pa.array([-1] * closed.num_rows, pa.int64()))
-        return pa.concat_tables([closed, *self._claims])
+        return pa.concat_tables([closed, *self.claims])
 
     def rows(self, places: npt.NDArray[np.int64]) -> Iterator[pa.Table]:
         """The staged rows at those places."""

@@ -32,9 +32,9 @@ from tasks.snapshot import (
     find_snapshot,
     live_index,
     refreshed_within,
+    shards_of,
 )
 from tasks.sources import CrawlSource, ImportSource, PydocSource, Source
-from tasks.store.corpus import snapshot_shards
 from tasks.store.fingerprint import canonical, differences
 from tasks.store.records import Manifest
 from tasks.store.run import Run, WouldRun
@@ -128,7 +128,6 @@ def _crawl(
     from tasks.crawling.crawl import crawl
 
     began = time.monotonic()
-    live = live_index(run.store, previous, PAGES)
     known = _known_pages(run.store, previous)
     session = open_session(run, source.name, config, previous)
     with ExitStack() as stack:
@@ -160,8 +159,8 @@ def _crawl(
         gone |= known.keys() - result.seen_ids
     rows = pa.concat_tables([PAGES.empty(), *(batch.pages for batch in result.batches)])
     try:
-        check_losses(source.name, len(gone), len(live), source.max_loss, run.accept_losses)
-        if not live and not rows.num_rows:
+        check_losses(source.name, len(gone), len(known), source.max_loss, run.accept_losses)
+        if not known and not rows.num_rows:
             counts = ", ".join(f"{n} {what}" for what, n in result.counts.items())
             raise DataError(
                 f"{source.name}: the crawl found no page ({counts or 'no answer'}); check the "
@@ -186,6 +185,8 @@ def _crawl(
         },
         seconds=time.monotonic() - began,
     )
+    touched = pa.array(sorted({*rows["id"].to_pylist(), *gone}), pa.string())
+    live = live_index(run.store, previous, PAGES, touched)
     manifest = append(run, CRAWL_STAGE, source.name, config, seen, previous, found, live)
     session.close()
     return manifest
@@ -222,7 +223,7 @@ def _known_pages(store: Store, previous: Manifest | None) -> dict[str, tuple[Any
     from tasks.crawling.result import KnownPage
 
     known: dict[str, tuple[Any, str, int]] = {}
-    for shard in snapshot_shards(store, previous) if previous else ():
+    for shard in shards_of(store, previous, PAGES):
         dead = frozenset(shard.dead)
         for row in store.read_table(shard.extras[PAGES.kind], PAGES).to_pylist():
             if row["id"] not in dead:

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm.errors import ConfigError, DataError
-from tasks.store.corpus import snapshot_shards
+from tasks.erase import erased_list
+from tasks.store.corpus import Shard, snapshot_shards
 from tasks.store.fingerprint import canonical, fingerprint
 from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
 from tasks.store.rows import digest_hex, row_hashes
@@ -40,24 +41,35 @@ def find_snapshot(run: Run, source: str) -> tuple[Ref | None, Manifest | None]:
     return ref, run.store.manifest(ref.manifest) if ref else None
 
 
-def live_index(store: Store, snapshot: Manifest | None, schema: Schema) -> dict[str, LiveRow]:
-    """Every live row of a snapshot by id.
-
-    Raises ConfigError where it holds rows of another schema: its source was of another kind.
-    """
+def shards_of(store: Store, snapshot: Manifest | None, schema: Schema) -> tuple[Shard, ...]:
+    """A snapshot's shards. Raises ConfigError where they hold rows of another schema: its source
+    was of another kind."""
     if snapshot is None:
-        return {}
-    index: dict[str, LiveRow] = {}
-    for place, shard in enumerate(snapshot_shards(store, snapshot)):
+        return ()
+    shards = snapshot_shards(store, snapshot)
+    for shard in shards:
         if schema.kind not in shard.extras:
             raise ConfigError(
                 f"{snapshot.summary['source']}: the snapshot of that name holds "
                 f"{', '.join(shard.extras)}, and the source now gives {schema.kind}; give the "
                 "source another name"
             )
-        table = store.read_table(shard.extras[schema.kind], schema, list(schema.hashed))
-        hashes = row_hashes(table, schema)
+    return shards
+
+
+def live_index(
+    store: Store, snapshot: Manifest | None, schema: Schema, ids: pa.Array | None = None
+) -> dict[str, LiveRow]:
+    """The live rows of a snapshot by id: those of `ids`, or all. Raises ConfigError as
+    `shards_of`."""
+    where = None if ids is None else pc.field("id").isin(ids)
+    index: dict[str, LiveRow] = {}
+    for place, shard in enumerate(shards_of(store, snapshot, schema)):
+        if ids is not None and not len(ids):
+            continue
+        table = store.read_table(shard.extras[schema.kind], schema, list(schema.hashed), where)
         dead = frozenset(shard.dead)
+        hashes = row_hashes(table, schema)
         for row, row_hash in zip(table.column("id").to_pylist(), hashes, strict=True):
             if row not in dead:
                 index[row] = LiveRow(place, row_hash)
@@ -96,16 +108,16 @@ def append(
 ) -> Manifest:
     """Appends an ingest to a source's snapshot and moves its ref.
 
-    Where another run moved the ref meanwhile, that run's snapshot is returned: it looked at the
-    same source at the same time. Raises DataError when an id comes twice, or is gone and new.
+    `live` are at least the rows that the ingest supersedes or says are gone. Where another run
+    moved the ref meanwhile, that run's snapshot is returned: it looked at the same source at the
+    same time. Raises DataError when an id comes twice, or is gone and new.
     """
     store = run.store
     old = store.receipts(previous) if previous else []
     new, dead = _write_shards(run, source, found, live, len(old))
     receipts = [*old, *new]
     n_new = sum(receipt.rows_out for receipt in new)
-    # Summed anew and not carried on: rows may have been emptied by an erase since.
-    digest = sum(row.row_hash for row in live.values())
+    n_live, digest = _live_total(store, previous, found.schema)
     digest += sum(int(receipt.data_digest, 16) for receipt in new)
     digest -= sum(live[row["id"]].row_hash for row in dead)
     objects = _objects(store, previous, found, dead)
@@ -113,7 +125,7 @@ def append(
     for row in dead:
         drops[row["reason"]] = drops.get(row["reason"], 0) + 1
     rows_in = sum(receipt.rows_in for receipt in receipts)
-    rows_out = len(live) - len(dead) + n_new
+    rows_out = n_live - len(dead) + n_new
     check_books(stage.name, rows_in, rows_out, drops)
     payload = canonical(
         {
@@ -148,6 +160,17 @@ def append(
         )
     )
     return _publish(run, source, manifest.ref, seen)
+
+
+def _live_total(store: Store, snapshot: Manifest | None, schema: Schema) -> tuple[int, int]:
+    """How many rows of a snapshot live, and the sum of their row hashes."""
+    if snapshot is None:
+        return 0, 0
+    if erased_list(store).entries:
+        # Rows may have been emptied since the snapshot was made, so that their hashes are others.
+        live = live_index(store, snapshot, schema)
+        return len(live), sum(row.row_hash for row in live.values())
+    return snapshot.rows_out, int(snapshot.data_digest, 16)
 
 
 def _write_shards(
