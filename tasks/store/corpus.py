@@ -162,22 +162,21 @@ def live_rows(
 def _live_total(
     store: Store, ref: ObjectRef | None, schema: Schema, out: pa.Array
 ) -> tuple[int, int]:
-    """Rows and data digest of an object's rows that are not `out`.
-
-    Where few are out, they are subtracted from the object's own digest; not so of documents, whose
-    rows may have lost their `meta` since to an erasure.
-    """
+    """Rows and data digest of an object's rows that are not `out`: what is out is subtracted from
+    the object's own digest, or where that is most of it, what is left is summed."""
     if ref is None:
         return 0, 0
     if len(out) == 0:
         return ref.rows, int(ref.data_digest, 16)
     columns = list(dict.fromkeys(("id", *schema.hashed)))
-    table = store.read_table(ref, schema, columns)
-    gone = table.filter(pc.is_in(table.column("id"), value_set=out))
-    n_live = table.num_rows - gone.num_rows
-    if schema is not DOCUMENTS and gone.num_rows < n_live:
-        return n_live, int(ref.data_digest, 16) - data_digest(gone, schema)
-    return n_live, data_digest(_without(table, out), schema)
+    # Rows that are out may have been emptied by an erase: their hashes are those in its successor.
+    current, table = store.read_current(ref, schema, columns)
+    gone = pc.is_in(table.column("id"), value_set=out)
+    n_gone = pc.sum(gone).as_py() or 0
+    n_live = table.num_rows - n_gone
+    if current is None or n_gone > n_live:
+        return n_live, data_digest(table.filter(pc.invert(gone)), schema)
+    return n_live, int(current.data_digest, 16) - data_digest(table.filter(gone), schema)
 
 
 @dataclass(frozen=True)

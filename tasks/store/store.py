@@ -177,9 +177,20 @@ class Store:
     ) -> pa.Table:
         """An object's rows, or those of which `where` holds; groups of rows that cannot have any
         are not read. The empty table for None, which is what an empty output leaves."""
+        return self.read_current(ref, schema, columns, where)[1]
+
+    def read_current(
+        self,
+        ref: ObjectRef | None,
+        schema: Schema,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> tuple[ObjectRef | None, pa.Table]:
+        """As `read_table`, and which object the rows are of: the one that stands in its place where
+        documents were erased from it."""
         if ref is None:
             empty = schema.empty()
-            return empty.select(list(columns)) if columns else empty
+            return None, empty.select(list(columns)) if columns else empty
         url = self.object_url(ref)
         filesystem, path = files.arrow_filesystem(url)
         try:
@@ -191,13 +202,13 @@ class Store:
                     filters=where,
                 )
         except FileNotFoundError:
-            return self.read_table(self._instead(ref), schema, columns, where)
+            return self.read_current(self._instead(ref), schema, columns, where)
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{url} is not the Parquet it was ({error}); `loam store verify` lists what else "
                 "has changed"
             ) from error
-        return table.combine_chunks()
+        return ref, table.combine_chunks()
 
     # receipts
 
