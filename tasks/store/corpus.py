@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from llm.errors import DataError
 from tasks.store.executors import run_all
-from tasks.store.records import Manifest, ObjectRef, Receipt
+from tasks.store.records import Manifest, ManifestRef, ObjectRef, Receipt
 from tasks.store.rows import data_digest, digest_hex
 from tasks.store.run import Request, Run, check_books
 from tasks.store.schema import DEAD, DOCUMENTS, DROPS, Schema
@@ -75,15 +76,21 @@ def snapshot_shards(store: Store, snapshot: Manifest) -> tuple[Shard, ...]:
 
 def open_corpus(store: Store, manifest: Manifest) -> Corpus:
     """The corpus as it stands after the stage that wrote `manifest`."""
+    return Corpus(manifest, _shards(store, manifest.ref))
+
+
+# Every stage of a run goes back over those before it.
+@lru_cache(maxsize=2)
+def _shards(store: Store, ref: ManifestRef) -> tuple[Shard, ...]:
+    manifest = store.manifest(ref)
     receipts = store.receipts(manifest)
     if manifest.stage == "extract":
         sources = [store.manifest(manifest.inputs[role]) for role in sorted(manifest.inputs)]
         parents = tuple(shard for snapshot in sources for shard in snapshot_shards(store, snapshot))
-        return Corpus(manifest, _all_after(parents, manifest.stage, receipts))
+        return _all_after(parents, manifest.stage, receipts)
     if "corpus" not in manifest.inputs:
         raise DataError(f"{manifest.stage} {manifest.fingerprint[:12]} is not part of a corpus")
-    parent = open_corpus(store, store.manifest(manifest.inputs["corpus"]))
-    return Corpus(manifest, _all_after(parent.shards, manifest.stage, receipts))
+    return _all_after(_shards(store, manifest.inputs["corpus"]), manifest.stage, receipts)
 
 
 def _all_after(
@@ -143,8 +150,13 @@ def _n_kept(shard: Shard) -> int:
 
 def out_ids(store: Store, shard: Shard) -> pa.Array:
     """Every id of the shard that a reader does not see: filtered, dropped by verdict, or dead."""
-    ids = _ids(store, (*shard.filtered, *shard.verdicts)) + list(shard.dead)
-    return pa.array(sorted(set(ids)), pa.string())
+    return _out_ids(store, (*shard.filtered, *shard.verdicts), shard.dead)
+
+
+# Whoever reads one thing of a shard mostly reads another of it next.
+@lru_cache(maxsize=2)
+def _out_ids(store: Store, drops: tuple[ObjectRef, ...], dead: tuple[str, ...]) -> pa.Array:
+    return pa.array(sorted({*_ids(store, drops), *dead}), pa.string())
 
 
 def live_rows(

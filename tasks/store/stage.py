@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from unicodedata import unidata_version
 
@@ -23,6 +24,11 @@ class Stage:
     def library_versions(self) -> dict[str, str]:
         """The installed version of each library; a local suffix such as `+cpu` is left out."""
         return {
-            name: unidata_version if name == "unicode" else version(name).split("+")[0]
+            name: unidata_version if name == "unicode" else _installed(name)
             for name in sorted(self.libraries)
         }
+
+
+@cache
+def _installed(name: str) -> str:
+    return version(name).split("+")[0]
