@@ -190,6 +190,8 @@ def perform(
         host=socket.gethostname(),
         run_id=run_id,
     )
+    # What a shard took is not kept for the next: the allocator would hold it in pieces.
+    pa.default_memory_pool().release_unused()
     return store.put_receipt(stage.name, receipt)
 
 
