@@ -36,7 +36,7 @@ from tasks.store.schema import CLAIMS, DOCUMENTS, PAGES, QUARANTINE, Schema
 from tasks.store.stage import Stage
 from tasks.store.store import Ref, Store, now
 
-IMPORT_STAGE = Stage("import", 1)
+IMPORT_STAGE = Stage("import", 2)
 
 # Claims of this ingest know where their rows are staged; the others' are in the snapshot.
 _STAGED = CLAIMS.arrow.append(pa.field("place", pa.int64()))

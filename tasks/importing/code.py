@@ -2,7 +2,7 @@
 
 Thresholds are those of The Stack (Kocetkov et al. 2022, section 3 and appendix B): files with a
 line over 1,000 characters, lines over 100 on average, or under a quarter of alphanumeric characters
-are no source that people wrote.
+are no source that people wrote. Prose is not judged by its lines: a paragraph may be one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _SPDX = re.compile(
     rb"SPDX-License-Identifier:[ \t]*([A-Za-z0-9.+()\- ]+?)[ \t]*(?:\*/|-->|\r|\n|$)"
 )
 _HEAD = 2048
+_PROSE = frozenset(["HTML", "Markdown", "reStructuredText", "TeX"])
 # Types of tar header that tell of the next one: its long names and attributes.
 _ABOUT_NEXT = frozenset(
     [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
@@ -117,7 +118,7 @@ def _record(
         text = body.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         return Reject(position, "not_utf8", f"{path}: byte {error.start:,}")
-    if _is_minified(text):
+    if _is_minified(text, language):
         return Reject(position, "minified", path)
     tag = _SPDX.search(body[:_HEAD])
     fields: dict[str, Any] = {
@@ -151,13 +152,13 @@ def _language(path: str, body: bytes) -> str | None:
     return _SHEBANGS.get(program.decode())
 
 
-def _is_minified(text: str) -> bool:
+def _is_minified(text: str, language: str) -> bool:
     lengths = [len(line) for line in text.splitlines()]
     if not lengths:
         return False
     alphanumeric = sum(map(str.isalnum, text)) / len(text)
     long = max(lengths) > MAX_LINE or sum(lengths) / len(lengths) > MAX_MEAN_LINE
-    return long or alphanumeric < MIN_ALPHANUMERIC
+    return (long and language not in _PROSE) or alphanumeric < MIN_ALPHANUMERIC
 
 
 def _bounded(content: Iterable[bytes], limit: int) -> Iterator[bytes]:

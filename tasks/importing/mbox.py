@@ -15,8 +15,15 @@ from tasks.importing.readers import Broken, Record, Reject, iso_utc
 META = ("subject", "date", "list_id", "attachments")
 
 _ESCAPED_FROM = re.compile(rb"^>(>*From )", re.M)
-_SIGNATURE = re.compile(r"\n-- ?\n.*\Z", re.S)
 _QUOTED = re.compile(r"(?:^[^\n>]{1,200}:[ \t]*\n\s*)?(?:^[ \t]*>[^\n]*(?:\n|\Z))+", re.M)
+
+# RFC 3676, 4.3, names the line; what is longer than anybody's address is no signature.
+_DASHES, _SIGNATURE_LINES = "\n-- \n", 10
+# What wrote a charset's larger sibling by its name, as browsers read it (WHATWG Encoding, 4.2).
+_SIBLINGS = {
+    "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949",
+    "ks_c_5601-1987": "cp949", "big5": "big5hkscs",
+}  # fmt: skip
 
 
 def mbox_records(content: Iterable[bytes], limit: int, quotes: bool) -> Iterator[Record | Reject]:
@@ -24,7 +31,9 @@ def mbox_records(content: Iterable[bytes], limit: int, quotes: bool) -> Iterator
 
     The plain text of a message is preferred, its HTML read like a web page where there is no other.
     Attachments are left out and counted. Without `quotes`, so are the signature and what is quoted
-    of earlier messages, with the line that introduces it. Addresses and names are not kept.
+    of earlier messages, with the line that introduces it. Addresses and names are not kept. A text
+    that its charset cannot hold is tried as UTF-8, then as the larger charset that goes by the same
+    name; failing these it is set aside (`wrong_charset`), since a guess might import nonsense.
     """
     for position, body in enumerate(_messages(content, limit), start=1):
         if body is None:
@@ -78,10 +87,13 @@ def _record(position: int, body: bytes, quotes: bool) -> Record | Reject:
     if part is None:
         return Reject(position, "no_text", "a message without a text part")
     text = _content(part)
+    if text is None:
+        charset = part.get_content_charset("us-ascii")
+        return Reject(position, "wrong_charset", f"the text is neither {charset} nor UTF-8")
     if part.get_content_type() == "text/html":
         text = _from_html(text)
     if not quotes:
-        text = _QUOTED.sub("", _SIGNATURE.sub("", text.replace("\r\n", "\n")))
+        text = _without_signature(_QUOTED.sub("", text.replace("\r\n", "\n")))
     fields: dict[str, Any] = {
         "text": text,
         "id": _header(message, "Message-ID"),
@@ -93,12 +105,23 @@ def _record(position: int, body: bytes, quotes: bool) -> Record | Reject:
     return Record(position, fields, fields["date"])
 
 
-def _content(part: Any) -> str:
-    """The part's text; bytes that its charset cannot hold are replaced."""
-    try:
-        return str(part.get_content())
-    except (LookupError, UnicodeError):
-        return bytes(part.get_payload(decode=True) or b"").decode("utf-8", "replace")
+def _content(part: Any) -> str | None:
+    """The part's text; None where its bytes are wrong for every charset that may be meant."""
+    data = bytes(part.get_payload(decode=True) or b"")
+    charset = part.get_content_charset("us-ascii")
+    for name in (charset, "utf-8", _SIBLINGS.get(charset, "utf-8")):
+        try:
+            return data.decode(name)
+        except (LookupError, UnicodeError):
+            continue
+    return None
+
+
+def _without_signature(text: str) -> str:
+    body, dashes, signature = f"\n{text}".rpartition(_DASHES)
+    if not dashes or signature.rstrip().count("\n") >= _SIGNATURE_LINES:
+        return text
+    return body.removeprefix("\n")
 
 
 def _from_html(html: str) -> str:

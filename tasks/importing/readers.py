@@ -11,6 +11,7 @@ import bz2
 import codecs
 import csv
 import hashlib
+import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ import pyarrow as pa
 
 from llm.errors import DataError
 from tasks.crawling.content import decode_body
+from tasks.importing.languages import TWO_LETTERS
 
 BLOCK = 1 << 20
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-BZIP2_MAGIC = b"BZh"
+BZIP2_MAGIC, XZ_MAGIC = b"BZh", b"\xfd7zXZ\0"
+# What a window of the largest preset takes, 64 MiB (xz(1), -9), four times over.
+XZ_MEMORY = 256 << 20
 # One compressed block of zstd becomes 128 KiB at most (RFC 8878, 3.1.1.2) and takes 4 bytes at
 # least, so that this much input never becomes more than 128 MiB.
 ZSTD_STEP = 4096
@@ -70,7 +74,8 @@ class Broken(Exception):
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """The content of a file, decompressed where its first bytes say gzip, bzip2 or Zstandard."""
+    """The content of a file, decompressed where its first bytes say gzip, bzip2, xz or
+    Zstandard."""
     head = file.read(BLOCK)
     content = _all_of(head, file)
     try:
@@ -80,6 +85,8 @@ def blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield from _unzstd(content)
         elif head.startswith(BZIP2_MAGIC):
             yield from _bunzip2(content)
+        elif head.startswith(XZ_MAGIC):
+            yield from _unxz(content)
         else:
             yield from content
     except zlib.error as error:
@@ -128,6 +135,27 @@ def _bunzip2(content: Iterable[bytes]) -> Iterator[bytes]:
         raise Broken("unreadable", f"damaged bzip2 data ({error})") from error
     if not stream.eof:
         raise Broken("truncated", "the bzip2 data breaks off")
+
+
+def _unxz(content: Iterable[bytes]) -> Iterator[bytes]:
+    """The streams of an xz file one after the other; zeros may stand between and after them."""
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+    try:
+        for block in content:
+            while block or not (stream.needs_input or stream.eof):
+                if stream.eof:
+                    block = block.lstrip(b"\0")
+                    if not block:
+                        break
+                    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+                data = stream.decompress(block, BLOCK)
+                block = stream.unused_data if stream.eof else b""
+                if data:
+                    yield data
+    except lzma.LZMAError as error:
+        raise Broken("unreadable", f"damaged xz data ({error})") from error
+    if not stream.eof:
+        raise Broken("truncated", "the xz data breaks off")
 
 
 def _unzstd(content: Iterable[bytes]) -> Iterator[bytes]:
@@ -188,7 +216,7 @@ def jsonl_records(content: Iterable[bytes], limit: int) -> Iterator[Record | Rej
             try:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                yield _not_utf8(number, line) or Reject(number, "not_json", str(error))
+                yield not_utf8(number, line) or Reject(number, "not_json", str(error))
                 continue
             if isinstance(value, dict):
                 yield Record(number, value)
@@ -202,7 +230,7 @@ def _too_large(position: int | None, limit: int) -> Reject:
     return Reject(position, "too_large", detail)
 
 
-def _not_utf8(position: int | None, data: bytes) -> Reject | None:
+def not_utf8(position: int | None, data: bytes) -> Reject | None:
     """The reject that says where `data` stops being UTF-8; None where it does not."""
     try:
         data.decode()
@@ -248,7 +276,7 @@ def _csv_record(position: int, header: list[str], row: list[str], limit: int) ->
     joined = ",".join(row)
     if OVERLONG in joined:
         return _too_large(position, limit)
-    if bad := _not_utf8(position, joined.encode("utf-8", "surrogateescape")):
+    if bad := not_utf8(position, joined.encode("utf-8", "surrogateescape")):
         return bad
     if len(row) != len(header):
         detail = f"{len(row)} fields where the header names {len(header)}"
@@ -315,7 +343,7 @@ def text_record(content: Iterable[bytes], limit: int) -> Iterator[Record | Rejec
             yield _too_large(None, limit)
             return
     data = bytes(body).removeprefix(codecs.BOM_UTF8)
-    yield _not_utf8(None, data) or Record(None, {"text": data.decode()})
+    yield not_utf8(None, data) or Record(None, {"text": data.decode()})
 
 
 def warc_records(file: IO[bytes], limit: int) -> Iterator[Record | Page | Reject]:
@@ -325,7 +353,7 @@ def warc_records(file: IO[bytes], limit: int) -> Iterator[Record | Page | Reject
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    last = None
+    last, damage = None, None
     try:
         for record in ArchiveIterator(file, parse_http=False):
             last = record.stream_pos
@@ -336,18 +364,21 @@ def warc_records(file: IO[bytes], limit: int) -> Iterator[Record | Page | Reject
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Broken("unreadable", f"WARC: {error}") from error
-    if last is None:
-        raise Broken("unreadable", "no WARC record in it")
-    # A file that breaks off in a record's header ends silently for fastwarc.
-    file.seek(last)
-    for _ in blocks(file):
-        pass
+        damage = error
+    if last is not None:
+        # A file that breaks off in a record's header ends silently for fastwarc, or as damaged.
+        file.seek(last)
+        for _ in blocks(file):
+            pass
+    if damage is not None or last is None:
+        raise Broken("unreadable", f"WARC: {damage or 'no record in it'}") from damage
 
 
 def _whole(record: Any, limit: int) -> Reject | None:
     """Takes the record's block into memory; the reason why that was not possible, if any."""
     length = record.content_length
+    if not record.headers.get("Content-Length"):
+        return Reject(record.stream_pos, "truncated", "the record's header breaks off")
     if length > limit:
         return _too_large(record.stream_pos, limit)
     record.freeze()
@@ -389,19 +420,20 @@ def _page(record: Any, limit: int) -> Page | Reject:
 
 def _conversion(record: Any) -> Record | Reject:
     data = record.reader.read()
-    if bad := _not_utf8(record.stream_pos, data):
+    if bad := not_utf8(record.stream_pos, data):
         return bad
     fields = {
         "text": data.decode(),
         "url": record.headers.get("WARC-Target-URI"),
-        # Common Crawl names several, the likeliest first.
+        # Common Crawl names several, the likeliest first, with the three letters of ISO 639-3.
         "language": _first_language(record.headers.get("WARC-Identified-Content-Language")),
     }
     return Record(record.stream_pos, fields, _date(record))
 
 
 def _first_language(named: str | None) -> str | None:
-    return named.split(",")[0].strip() if named else None
+    first = named.split(",")[0].strip() if named else ""
+    return TWO_LETTERS.get(first, first) or None
 
 
 def _date(record: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Import: files at any fsspec URL to rows of documents, pages and quarantine.
 
 JSONL, CSV, Parquet, plain text, Markdown, WARC, WET, mbox, MediaWiki dumps and source code; gzip,
-bzip2 and Zstandard are told by content.
+bzip2, xz and Zstandard are told by content.
 A record that cannot be used is set aside with its reason, and the rest of its file goes on.
 """
 
@@ -34,7 +34,7 @@ LIBRARIES: dict[Format | None, tuple[str, ...]] = {
     "mbox": ("ftfy", "lxml", "resiliparse", "trafilatura"),
     "mediawiki": ("mwparserfromhell",),
 }
-COMPRESSED = (".gz", ".zst", ".bz2")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 100_000
 
 
@@ -95,7 +95,8 @@ class _Rows:
 
 
 def read_file(file: FileRef, config: ImportConfig, source: str, fetched_at: str) -> Iterator[Chunk]:
-    """The rows of one file, in its order, in chunks; every record is in exactly one table.
+    """The rows of one file, in its order, in chunks; every record is in exactly one table,
+    but for a wiki's redirects and other pages that are no articles, which are counted.
 
     `fetched_at` stands where neither a record nor the storage dates it. A file that nobody may
     read or that breaks off is quarantined from there on. Raises StorageError where the storage
@@ -150,7 +151,7 @@ class _Importer:
         try:
             with explained(self.file.url), fsspec.open(self.file.url, "rb", **OPTIONS) as opened:
                 for item in self._read(opened):
-                    last = item.position
+                    last = last if item.position is None else item.position
                     yield item
         except Broken as broken:
             kept = "" if last is None else f"; what came before is kept, up to {last:,}"
@@ -182,9 +183,19 @@ class _Importer:
                 return readers.text_record(readers.blocks(opened), limit)
 
     def row(self, item: Record | Page | Reject) -> dict[str, object] | Reject:
-        if isinstance(item, Record):
-            return self._document(item)
-        return self._page(item) if isinstance(item, Page) else item
+        """What the item becomes. What UTF-8 cannot hold, such as half a character that an escape
+        in JSON, mail or markup named alone, is set aside."""
+        if isinstance(item, Reject):
+            return item
+        try:
+            row = self._document(item) if isinstance(item, Record) else self._page(item)
+            for name, value in row.items() if isinstance(row, dict) else ():
+                if name != "text" and isinstance(value, str):  # `_unusable` has seen the text
+                    value.encode()
+        except UnicodeEncodeError as error:
+            found = f"U+{ord(error.object[error.start]):04X} at character {error.start:,}"
+            return Reject(item.position, "not_utf8", f"{found} cannot be UTF-8")
+        return row
 
     def quarantined(self, reject: Reject) -> dict[str, object]:
         at = "" if reject.position is None else f":{reject.position}"
@@ -193,7 +204,7 @@ class _Importer:
             "locator": self.file.path + at,
             "stage": "import",
             "reason": reject.reason,
-            "detail": reject.detail,
+            "detail": reject.detail.encode("utf-8", "backslashreplace").decode(),
         }
 
     def _page(self, page: Page) -> dict[str, object] | Reject:

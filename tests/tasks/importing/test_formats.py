@@ -6,6 +6,7 @@ import bz2
 import io
 import json
 import mailbox
+import re
 import tarfile
 from email.message import EmailMessage
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warcio.warcwriter import WARCWriter
 
+from tasks.importing import mediawiki
 from tasks.importing.config import ImportConfig
-from tasks.importing.mediawiki import plain_text
+from tasks.importing.mediawiki import mediawiki_records, plain_text
 from tasks.store.rows import document_id
 from tests.tasks.importing.test_rows import Rows, imported, one_file
 
@@ -102,6 +104,62 @@ def test_what_is_no_mbox_is_set_aside(tmp_path: Path) -> None:
     assert (documents, [row["reason"] for row in quarantine]) == ([], ["unreadable"])
 
 
+def mail(tmp_path: Path, body: bytes, content_type: str = "text/plain") -> tuple[Rows, Rows]:
+    """What comes of a message with this body."""
+    head = f"From a Tue Feb  3 10:20:30 2004\nMIME-Version: 1.0\nContent-Type: {content_type}\n"
+    return one_file(tmp_path / "a.mbox", head.encode() + b"Message-ID: <z@t>\n\n" + body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "For example:\n--\nThe important second part.\n",
+        "A diff:\n-- \n" + "The long rest.\n" * 20,
+    ],
+)
+def test_what_is_no_signature_is_kept(tmp_path: Path, body: str) -> None:
+    documents, _ = mail(tmp_path, body.encode())
+    assert documents[0]["text"] == body
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ("Yes.\n-- \nnot yet\n-- \nAnn\nSales\n", "Yes.\n-- \nnot yet"),
+        ("Yes.\n-- \nAnn\n" + "> What was asked.\n" * 20, "Yes."),
+        ("-- \nAnn\n", None),
+    ],
+)
+def test_a_signature_follows_the_last_dashes(tmp_path: Path, body: str, kept: str | None) -> None:
+    documents, _ = mail(tmp_path, body.encode())
+    assert [row["text"] for row in documents] == ([kept] if kept else [])
+
+
+@pytest.mark.parametrize(
+    ("charset", "body", "text"),
+    [
+        ("us-ascii", "Grüße".encode(), "Grüße"),
+        ("x-unknown", "Grüße".encode(), "Grüße"),
+        ("gb2312", "朱镕基".encode("gb18030"), "朱镕基"),
+        ("shift_jis", "①".encode("cp932"), "①"),
+        ("us-ascii", "Grüße".encode("latin-1"), None),
+        ("utf-8", "Привет".encode("koi8-r"), None),
+    ],
+)
+def test_bytes_wrong_for_their_charset_are_never_replaced(
+    tmp_path: Path, charset: str, body: bytes, text: str | None
+) -> None:
+    documents, quarantine = mail(tmp_path, body, f"text/plain; charset={charset}")
+    assert [row["text"] for row in documents] == ([text] if text else [])
+    assert [row["reason"] for row in quarantine] == ([] if text else ["wrong_charset"])
+
+
+def test_half_a_character_in_a_message_is_set_aside(tmp_path: Path) -> None:
+    documents, quarantine = mail(tmp_path, b"a \\ud800 b", "text/plain; charset=raw-unicode-escape")
+    assert (documents, [row["reason"] for row in quarantine]) == ([], ["not_utf8"])
+    assert "U+D800 at character 2" in quarantine[0]["detail"]
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_of_a_message_stop_the_mailbox(tmp_path_factory: Any, body: bytes) -> None:
     folder = tmp_path_factory.mktemp("mail")
@@ -145,9 +203,10 @@ def test_a_tree_and_its_archive_hold_the_same_code(tmp_path: Path) -> None:
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(text))
-    with tarfile.open(tmp_path / "tree.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "tree", ".")
-    for place in ("tree", "tree.tar.gz"):
+    for kind in ("gz", "xz"):
+        with tarfile.open(tmp_path / f"tree.tar.{kind}", f"w:{kind}") as archive:
+            archive.add(tmp_path / "tree", ".")
+    for place in ("tree", "tree.tar.gz", "tree.tar.xz"):
         config = ImportConfig(paths=(str(tmp_path / place),), format="code")
         documents, quarantine = imported(config)
         found = {row["id"]: row for row in documents}
@@ -159,6 +218,23 @@ def test_a_tree_and_its_archive_hold_the_same_code(tmp_path: Path) -> None:
         languages = {meta(row)["programming_language"] for row in documents}
         assert languages == {"Python", "Rust"}
         assert reasons(quarantine) == SET_ASIDE
+
+
+@pytest.mark.parametrize("name", ["README.md", "guide.rst", "paper.tex", "index.html"])
+def test_prose_among_code_may_have_long_lines(tmp_path: Path, name: str) -> None:
+    body = b"A paragraph is one line. " * 50 + b"\n"
+    documents, quarantine = one_file(tmp_path / name, body, format="code")
+    assert (len(documents), quarantine) == (1, [])
+
+
+def test_a_name_that_is_not_utf8_stops_no_archive(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("\udcff.zz"))
+    body = sink.getvalue()[:512] + tar(b=1)
+    documents, quarantine = one_file(tmp_path / "tree.tar", body, format="code")
+    assert len(documents) == 1
+    assert [row["reason"] for row in quarantine] == ["not_code"]
 
 
 # MediaWiki
@@ -237,13 +313,123 @@ def test_a_wiki_dump_gives_its_articles_as_plain_text(tmp_path: Path, name: str)
     assert (oak["language"], oak["fetched_at"]) == ("en", "2024-05-06T07:08:09Z")
     assert oak["id"] == document_id("s", "7")
     assert meta(oak) == {"revision": "99", "title": "Oak tree"}
-    assert reasons(quarantine) == {"Oaks": "redirect", "Talk": "namespace"}
+    assert [(row["locator"], row["reason"]) for row in quarantine] == [
+        (name, "namespace"),
+        (name, "redirect"),
+    ]
 
 
 def test_a_dump_cut_off_keeps_what_came_before(tmp_path: Path) -> None:
     documents, quarantine = one_file(tmp_path / "a.xml", DUMP.encode()[:-60])
     assert len(documents) == 1
-    assert quarantine[-1]["reason"] == "unreadable"
+    assert [row["reason"] for row in quarantine] == ["redirect", "truncated"]
+
+
+def dump(*pages: str) -> bytes:
+    """A dump of these pages."""
+    return (DUMP[: DUMP.index("<page>")] + "\n".join(pages) + "\n</mediawiki>\n").encode()
+
+
+def page(number: int, *texts: str, ns: int = 0) -> str:
+    """A page, whose revisions have these texts and are a day apart."""
+    revisions = [
+        f"<revision><id>{n}</id><timestamp>2024-01-{n:02}T00:00:00Z</timestamp>"
+        f"<text>{text}</text></revision>"
+        for n, text in enumerate(texts, start=1)
+    ]
+    head = f"<page><title>Page {number}</title><ns>{ns}</ns><id>{number}</id>"
+    return "\n".join([head, *revisions, "</page>"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (b"caf\xe9", "not_utf8"),
+        (b"&#xD800;", "unreadable"),
+        (b"&amp;#xD800;", "not_utf8"),
+        (b"&undeclared;", "unreadable"),
+        (b"</text>", "unreadable"),
+        (b"</page>", "unreadable"),
+        (b"<page>", "unreadable"),
+    ],
+)
+def test_a_bad_page_costs_a_dump_no_other(tmp_path: Path, wrong: bytes, reason: str) -> None:
+    pages = [page(n, f"Text {n}.") for n in range(1, 6)]
+    body = dump(*pages).replace(b"Text 3.", b"Text " + wrong + b" 3.")
+    documents, quarantine = one_file(tmp_path / "a.xml", body)
+    assert [row["text"] for row in documents] == [f"Text {n}." for n in (1, 2, 4, 5)]
+    assert {row["reason"] for row in quarantine} == {reason}
+    assert quarantine[0]["locator"] == "a.xml:3"
+
+
+def test_a_page_that_the_markup_parser_fails_on_is_set_aside(tmp_path: Path, monkeypatch) -> None:
+    parse = mediawiki.plain_text
+
+    def failing(markup: str) -> str:
+        if markup == "Text 2.":
+            raise RecursionError("too deep")
+        return parse(markup)
+
+    monkeypatch.setattr(mediawiki, "plain_text", failing)
+    body = dump(*(page(n, f"Text {n}.") for n in (1, 2, 3)))
+    documents, quarantine = one_file(tmp_path / "a.xml", body)
+    assert [row["text"] for row in documents] == ["Text 1.", "Text 3."]
+    assert [row["detail"] for row in quarantine] == ["wikitext: RecursionError: too deep"]
+
+
+@given(st.integers(1, 40))
+def test_pages_are_found_wherever_blocks_of_a_dump_end(size: int) -> None:
+    body = dump(page(1, "Old.", "New."), page(2, "Text 2."), page(3, "Talk", ns=1))
+    content = [body[at : at + size] for at in range(0, len(body), size)]
+    assert list(mediawiki_records(content, 1000)) == list(mediawiki_records([body], 1000))
+
+
+def test_a_dump_cut_anywhere_gives_the_pages_before_the_cut(tmp_path: Path) -> None:
+    body = dump(page(1, "Text 1."), page(2, "Text 2."))
+    first, second = (found.end() for found in re.finditer(b"</page>", body))
+    for cut in range(body.index(b"<page>"), body.index(b"</mediawiki>"), 7):
+        documents, quarantine = one_file(tmp_path / "a.xml", body[:cut])
+        assert len(documents) == (cut >= first) + (cut >= second)
+        assert [row["reason"] for row in quarantine] == ["truncated"]
+
+
+def test_the_latest_revision_of_a_page_is_taken(tmp_path: Path) -> None:
+    old, new = page(1, "Old.", "New."), page(2, "Old.", "New.")
+    start, between, end = (new.index(mark) for mark in ("<revision>", "<revision><id>2", "</page>"))
+    backwards = new[:start] + new[between:end] + new[start:between] + new[end:]
+    documents, _ = one_file(tmp_path / "a.xml", dump(old, backwards))
+    assert [row["text"] for row in documents] == ["New.", "New."]
+    assert [meta(row)["revision"] for row in documents] == ["2", "2"]
+
+
+def test_a_history_may_be_larger_than_what_is_held_of_a_page(tmp_path: Path) -> None:
+    texts = [f"Text {n}. " + "x" * 500 for n in range(1, 29)]
+    documents, quarantine = one_file(
+        tmp_path / "a.xml", dump(page(1, *texts)), max_bytes_per_record=1000
+    )
+    assert [row["text"] for row in documents] == [texts[-1]]
+    assert not quarantine
+
+
+def test_a_page_over_the_limit_costs_a_dump_no_other(tmp_path: Path) -> None:
+    body = dump(page(1, "One."), page(2, "x" * 3_000_000), page(3, "Three."))
+    documents, quarantine = one_file(tmp_path / "a.xml", body, max_bytes_per_record=1000)
+    assert [row["text"] for row in documents] == ["One.", "Three."]
+    assert [(row["locator"], row["reason"]) for row in quarantine] == [("a.xml:2", "too_large")]
+
+
+def test_pages_that_are_no_articles_are_counted_in_one_row(tmp_path: Path) -> None:
+    talk = (page(n, "Talk.", ns=1) for n in range(2, 1236))
+    documents, quarantine = one_file(tmp_path / "a.xml", dump(page(1, "Text."), *talk))
+    assert len(documents) == 1
+    assert [(row["locator"], row["reason"]) for row in quarantine] == [("a.xml", "namespace")]
+    assert quarantine[0]["detail"].endswith(": 1,234")
+
+
+@pytest.mark.parametrize("body", [b"", b"no XML", b"<feed></feed>", DUMP.encode("utf-16")])
+def test_what_is_no_dump_is_unreadable(tmp_path: Path, body: bytes) -> None:
+    documents, quarantine = one_file(tmp_path / "a.xml", body)
+    assert (documents, [row["reason"] for row in quarantine]) == ([], ["unreadable"])
 
 
 def test_a_dump_that_declares_entities_is_refused(tmp_path: Path) -> None:
@@ -253,7 +439,7 @@ def test_a_dump_that_declares_entities_is_refused(tmp_path: Path) -> None:
     assert "document type" in quarantine[0]["detail"]
 
 
-def test_a_dump_whose_page_never_ends_is_read_no_further(tmp_path: Path) -> None:
+def test_a_dump_whose_page_never_ends_keeps_what_came_before(tmp_path: Path) -> None:
     endless = DUMP.replace("</mediawiki>", "<page><title>" + "x" * 40_000_000)
     body = bz2.compress(endless.encode())
     documents, quarantine = one_file(
@@ -276,7 +462,7 @@ def test_common_crawls_wet_files_tell_address_language_and_date(tmp_path: Path) 
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=True)
         writer.write_record(writer.create_warcinfo_record("x", {"software": "test"}))
-        for n, languages in enumerate(["deu,eng", "eng"]):
+        for n, languages in enumerate(["deu,eng", "eng", "ceb"]):
             record = writer.create_warc_record(
                 f"http://example.test/{n}",
                 "conversion",
@@ -291,6 +477,7 @@ def test_common_crawls_wet_files_tell_address_language_and_date(tmp_path: Path) 
     documents, quarantine = imported(ImportConfig(paths=(str(path),)))
     assert quarantine == []
     assert [(row["url"], row["language"], row["fetched_at"]) for row in documents] == [
-        ("http://example.test/0", "deu", "2025-03-04T05:06:07Z"),
-        ("http://example.test/1", "eng", "2025-03-04T05:06:07Z"),
+        ("http://example.test/0", "de", "2025-03-04T05:06:07Z"),
+        ("http://example.test/1", "en", "2025-03-04T05:06:07Z"),
+        ("http://example.test/2", "ceb", "2025-03-04T05:06:07Z"),
     ]

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 from pathlib import Path
 
 import fsspec
@@ -374,6 +375,21 @@ def test_text_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     assert "0xe9 at offset 3" in quarantine[0]["detail"]
 
 
+def test_xz_is_read_stream_by_stream_to_its_end_or_to_its_cut(tmp_path: Path) -> None:
+    streams = [lzma.compress(jsonl({"text": text})) for text in ("one", "two")]
+    body = bytes(4).join(streams) + bytes(8)
+    documents, quarantine = one_file(tmp_path / "a.jsonl.xz", body)
+    assert ([row["text"] for row in documents], quarantine) == (["one", "two"], [])
+    documents, quarantine = one_file(tmp_path / "a.jsonl.xz", body[:-20])
+    assert documents[0]["text"] == "one"
+    assert [row["reason"] for row in quarantine] == ["truncated"]
+    damaged = bytearray(body)
+    damaged[len(streams[0]) + 4 + 30] ^= 255
+    documents, quarantine = one_file(tmp_path / "a.jsonl.xz", bytes(damaged))
+    assert documents[0]["text"] == "one"
+    assert [row["reason"] for row in quarantine] == ["unreadable"]
+
+
 # --- WARC and WET
 
 
@@ -477,6 +493,25 @@ def test_conversions_of_a_wet_become_documents(tmp_path: Path) -> None:
     ]
     assert documents[0]["id"] == document_id("s", "http://example.org/a")
     assert [row["reason"] for row in quarantine] == ["no_text"]
+
+
+def test_a_wet_cut_anywhere_is_truncated_and_no_more(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    writer = WARCWriter(buffer, gzip=True)
+    ends = []
+    for n in range(2):
+        writer.write_record(
+            writer.create_warc_record(
+                f"http://example.org/{n}", "conversion", io.BytesIO(f"Text {n}.".encode()),
+                warc_content_type="text/plain",
+            )
+        )  # fmt: skip
+        ends.append(buffer.tell())
+    whole = buffer.getvalue()
+    for cut in range(ends[0] + 30, ends[1]):
+        documents, quarantine = one_file(tmp_path / "a.warc.wet.gz", whole[:cut])
+        assert documents[0]["text"] == "Text 0."
+        assert {row["reason"] for row in quarantine} == {"truncated"}
 
 
 # --- files
