@@ -32,7 +32,8 @@ def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False
     """Read every object that a ref or a model reaches, and compare it with its name.
 
     Lists what is missing, changed, stray (there without anything accounting for it), or erased by
-    `loam erase`, with what stands in its place. Exit code 1 when anything is missing or changed.
+    `loam erase`, with what stands in its place. Exit code 1 when anything is missing or changed, or
+    is still there though it was erased.
 
         loam store verify
         loam store verify --ref corpus/quickstart
@@ -54,7 +55,9 @@ def verify(*, ref: str | None = None, store: StoreUrl = None, json: Json = False
         for what in ("missing", "changed", "stray", "erased"):
             for line in getattr(found, what):
                 showing.say(f"{what}  {line}")
-        wrong = len(found.missing) + len(found.changed)
+        for url in found.unfinished:
+            showing.say(f"unfinished  {url} was erased and is still there: `loam erase` once more")
+        wrong = len(found.missing) + len(found.changed) + len(found.unfinished)
         showing.say(
             f"{showing.counted(found.objects, 'object')} in "
             f"{showing.counted(found.manifests, 'manifest')}, {format_size(found.bytes)}: "

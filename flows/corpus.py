@@ -36,10 +36,11 @@ def grow_corpus(run: Run, config: PipelineConfig) -> Manifest:
     snapshots = {source.name: ingest(run, source) for source in config.sources}
     cleaned = clean(run, snapshots, config)
     labelled = split(run, cleaned, config.split)
+    counted = census(run, labelled)
+    told = alarms(run, labelled, config.alarms)
     if config.canaries is not None:
         try_canaries(run, labelled, config, config.canaries)
-    counted = census(run, labelled)
-    card(run, labelled, counted, alarms(run, labelled, config.alarms))
+    card(run, labelled, counted, told)
     return publish(run, labelled, "corpus")
 
 

@@ -30,7 +30,7 @@ from tasks.train import run_url_of, train_request
 
 CORPUS_STAGES = (
     "extract", "annotate", "select", "takedown", "signatures", "dedup", "scrub", "matches",
-    "decontaminate", "split", "canaries", "census", "alarms", "card", "publish corpus",
+    "decontaminate", "split", "census", "alarms", "canaries", "card", "publish corpus",
 )  # fmt: skip
 MODEL_STAGES = (
     "tokenise", "dataset", "publish dataset", "train", "evaluate", "export", "register"

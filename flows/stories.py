@@ -10,6 +10,7 @@ from flows.showing import counted, say, show_table
 from tasks.diff import Diff
 from tasks.replay import Replay
 from tasks.report_page import format_size
+from tasks.takedown import ERASED_SPLIT
 from tasks.trace import InDataset, Member, Origin, Trace
 
 _WIDTH, SHOWN = 14, 8
@@ -21,7 +22,7 @@ def show_trace(trace: Trace) -> None:
     say(f"document {trace.id}, found {trace.how}")
     if trace.others:
         more = ", ".join(trace.others[:SHOWN]) + (", …" if len(trace.others) > SHOWN else "")
-        say(f"{counted(len(trace.others), 'other document')} say so too: {more}")
+        say(f"also said by {counted(len(trace.others), 'other document')}: {more}")
     say(f"{_fate(trace)} {trace.corpus}")
     document = trace.document
     _section("who", _lines_of(document, ("url", "source", "license", "language", "fetched_at")))
@@ -145,9 +146,11 @@ def _tokens(trace: Trace) -> list[tuple[str, object]]:
 
 
 def _dataset(dataset: InDataset) -> list[tuple[str, object]]:
-    verb = "trained on by" if dataset.split == "train" else "measured on by"
+    split = dataset.split.removeprefix(ERASED_SPLIT)
+    verb = "trained on by" if split == "train" else "measured on by"
+    erased = " (erased since)" if split != dataset.split else ""
     return [
-        (dataset.name, f"{dataset.split}, {counted(dataset.tokens, 'token')}"),
+        (dataset.name, f"{split}{erased}, {counted(dataset.tokens, 'token')}"),
         ("  shard", dataset.object),
         ("  place", f"row {dataset.row:,}, from token {dataset.offset:,}"),
         (f"  {verb}", ", ".join(dataset.models) or "no model yet"),

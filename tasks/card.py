@@ -23,7 +23,7 @@ from tasks.store.run import Request, Run, reuse
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
 
-STAGE = Stage("card", 1, ("jinja2",))
+STAGE = Stage("card", 2, ("jinja2",))
 MARKDOWN, JSON = "card.md", "card.json"
 
 

@@ -82,7 +82,13 @@ def _private(facts: Facts) -> Check:
         answer: Answer = "unknown"
     else:
         parts.append(f"{recall.caught} of {recall.reached} planted values were found")
-        answer = _answer(recall.caught >= LEAST_RECALL * recall.reached)
+        least = f"{recall.least_caught} of {recall.least_reached}"
+        if recall.least and recall.least_caught < recall.least_reached:
+            parts.append(f"the fewest of {recall.least}, {least}")
+        fewest = recall.caught / recall.reached
+        if recall.least_reached:
+            fewest = min(fewest, recall.least_caught / recall.least_reached)
+        answer = _answer(fewest >= LEAST_RECALL)
     return Check(question="Sensitive data removed?", answer=answer, figures="; ".join(parts))
 
 

@@ -117,13 +117,17 @@ class BenchmarkFacts(Config):
 
 class CanaryFacts(Config):
     """What the stage that is to catch a kind of canary caught of those that reached it; for
-    `untouched` copies, which must be left alone, those are false alarms."""
+    `untouched` copies, which must be left alone, those are false alarms. `least` is the detail of
+    the kind, such as a type of personal data, of which the smallest part was caught."""
 
     kind: str
     stage: str
     planted: int
     reached: int
     caught: int
+    least: str = ""
+    least_reached: int = 0
+    least_caught: int = 0
 
 
 class Check(Config):
@@ -347,13 +351,23 @@ def _benchmarks(line: Sequence[Manifest]) -> Iterable[BenchmarkFacts]:
 def _canaries(line: Sequence[Manifest]) -> Iterable[CanaryFacts]:
     counts = canary_counts(line)
     for kind, caught in recalls(counts).items():
-        yield _canary(kind, caught)
+        details = [one for one in counts if one.kind == kind and one.detail and one.reached]
+        yield _canary(
+            kind, caught, min(details, key=lambda one: one.caught / one.reached, default=None)
+        )
     yield from (_canary("untouched", one) for one in counts if one.kind == "untouched")
 
 
-def _canary(kind: str, one: CanaryCount) -> CanaryFacts:
+def _canary(kind: str, one: CanaryCount, least: CanaryCount | None = None) -> CanaryFacts:
     return CanaryFacts(
-        kind=kind, stage=one.stage, planted=one.planted, reached=one.reached, caught=one.caught
+        kind=kind,
+        stage=one.stage,
+        planted=one.planted,
+        reached=one.reached,
+        caught=one.caught,
+        least=least.detail if least else "",
+        least_reached=least.reached if least else 0,
+        least_caught=least.caught if least else 0,
     )
 
 

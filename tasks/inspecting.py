@@ -271,11 +271,11 @@ def excerpts(
 
 
 def _scrubbed(texts: Mapping[str, str], line: Sequence[Manifest]) -> dict[str, str]:
-    """Texts scrubbed as the line does it."""
-    from tasks.scrub import Scrubber, ScrubConfig, scrub_text
+    """Texts scrubbed as the line does it, but for what only a model finds that is not at hand."""
+    from tasks.scrub import Scrubber, patterns_of, scrub_text
 
     scrubs = [one.payload["config"] for one in line if one.stage == "scrub"]
-    scrubber = Scrubber(ScrubConfig.model_validate(scrubs[0] if scrubs else {}))
+    scrubber = Scrubber(patterns_of(scrubs[0] if scrubs else {}))
     return {id_: scrub_text(text, scrubber)[0] for id_, text in texts.items()}
 
 

@@ -12,11 +12,12 @@ import hashlib
 import re
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,10 @@ from tasks.store.stage import Stage
 from tasks.store.store import Store
 
 STAGE = Stage("scrub", 2, ("phonenumbers", "presidio-analyzer", "regex", "tldextract", "unicode"))
+
+
+# What Presidio has no pattern for (its SpacyRecognizer).
+_OF_A_MODEL = frozenset({"LOCATION", "NRP", "ORGANIZATION", "PERSON"})
 
 
 class ScrubConfig(Config):
@@ -95,6 +100,16 @@ class ScrubConfig(Config):
             return fields
         pinned = {"spacy": version("spacy"), "spacy_model": model_digest(self.spacy_model)}
         return fields | pinned
+
+
+def patterns_of(decisive: Mapping[str, Any]) -> ScrubConfig:
+    """The settings that a manifest of scrubbed text was made with, less the model: a manifest knows
+    its digest and not where it lies."""
+    fields = {name: decisive[name] for name in ScrubConfig.model_fields if name in decisive}
+    entities = [name for name in fields.pop("entities", ()) if name not in _OF_A_MODEL]
+    if entities:
+        fields["entities"] = tuple(entities)
+    return ScrubConfig(**{**fields, "engine": "no_op", "spacy_model": None})
 
 
 class Placeholder(NamedTuple):

@@ -2,7 +2,9 @@
 
 An erased record leaves one of the same length that says so, under the same address, with spaces
 where its content was. In a compressed file its gzip member keeps its length as well: what it takes
-less is filled up with a comment in the member's header (RFC 1952, section 2.3).
+less is filled up with a comment in the member's header (RFC 1952, section 2.3). Where a file is cut
+short or damaged, nothing behind that place can be read as a page; it is blanked where it begins
+with what is to be erased, or where anything before it was.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Wanted = Callable[[str, int], bool]
 
 @dataclass(frozen=True)
 class _Record:
-    """A record of uncompressed WARC: where it lies, with the blank lines after it."""
+    """A record of uncompressed WARC: where it lies, with the blank lines after it. One without
+    headers is all that follows a damaged one."""
 
     start: int
     end: int
@@ -38,18 +41,22 @@ def erase_records(body: bytes, wanted: Wanted) -> tuple[bytes, int]:
     """A WARC file, compressed or not, without the content of the records wanted, and how many they
     were. A record that was erased before does not count.
 
-    Raises DataError where the file is damaged, or where a compressed record cannot be replaced
-    without moving those after it.
+    Raises DataError where a compressed record cannot be replaced without moving those after it.
     """
     if not body.startswith(b"\x1f\x8b"):
         return _erase_plain(body, wanted, 0)
     out, count = bytearray(body), 0
-    for start, end, data in _members(body):
+    for start, end, data, whole in _members(body):
         # Only the first record of a member has an offset by which it can be read.
         emptied, n = _erase_plain(data, wanted, start)
-        if n:
-            count += n
+        if whole and n:
             out[start:end] = _member(emptied, end - start, start)
+        elif not whole and (n or count) and any(out[start:end]):
+            out[start:end] = bytes(end - start)
+            n = max(1, n)
+        elif not whole:
+            n = 0
+        count += n
     return bytes(out), count
 
 
@@ -57,10 +64,14 @@ def _erase_plain(data: bytes, wanted: Wanted, offset: int) -> tuple[bytes, int]:
     out, count = bytearray(data), 0
     for record in _records(data):
         headers = record.headers
+        if not headers:
+            if count:
+                out[record.start : record.end] = bytes(record.end - record.start)
+            break
         if headers.get("warc-type", "").lower() not in _CONTENT:
             continue
         if wanted(headers.get("warc-target-uri", "").strip("<>"), offset + record.start):
-            out[record.start : record.end] = _tombstone(record)
+            out[record.start : record.end] = _tombstone(record, last=record.end == len(data))
             count += 1
     return bytes(out), count
 
@@ -77,7 +88,8 @@ def _records(data: bytes) -> Iterator[_Record]:
             if colon
         }
         if head_end < 0 or not headers.get("content-length", "").isdigit():
-            raise DataError(f"no WARC record at byte {start}: its header is damaged")
+            yield _Record(start, len(data), {})
+            return
         end = head_end + 4 + int(headers["content-length"])
         if data[end : end + 4] == b"\r\n\r\n":
             end += 4
@@ -85,32 +97,37 @@ def _records(data: bytes) -> Iterator[_Record]:
         yield _Record(start, at, headers)
 
 
-def _tombstone(record: _Record) -> bytes:
-    """A record of the same length that says that one was erased."""
+def _tombstone(record: _Record, last: bool) -> bytes:
+    """A record of the same length that says that one was erased; nothing at all where the last one
+    of a file is cut too short to say it."""
     kept = [f"{name}: {record.headers.get(name.lower(), '')}" for name in _KEPT]
     head = ["WARC/1.1", "WARC-Type: metadata", *kept, f"Content-Type: {ERASED_TYPE}"]
     start = ("\r\n".join(head) + "\r\nContent-Length: ").encode()
     room = record.end - record.start - len(start) - _LENGTH_DIGITS - 8
+    if room < 0 and last:
+        return bytes(record.end - record.start)
     if room < 0:
         raise DataError(f"the record at byte {record.start} is too short to say that it was erased")
     return start + f"{room:0{_LENGTH_DIGITS}d}".encode() + b"\r\n\r\n" + b" " * room + b"\r\n\r\n"
 
 
-def _members(body: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(start, end, decompressed content) of each gzip member."""
+def _members(body: bytes) -> Iterator[tuple[int, int, bytes, bool]]:
+    """(start, end, decompressed content, whether it is whole) of each gzip member; of one that is
+    cut short or damaged what there is of it, and it reaches to the end of the file."""
     view, start = memoryview(body), 0
-    while body[start : start + 2] == b"\x1f\x8b":
+    while start < len(body):
         inflate, parts, at = zlib.decompressobj(31), [], start
-        while not inflate.eof:
-            if at >= len(body):
-                raise DataError(f"the gzip member at byte {start} is cut short")
+        while not inflate.eof and at < len(body):
             try:
                 parts.append(inflate.decompress(view[at : at + _CHUNK]))
-            except zlib.error as error:
-                raise DataError(f"the gzip member at byte {start} is damaged: {error}") from None
+            except zlib.error:
+                break
             at += _CHUNK
+        if not inflate.eof:
+            yield start, len(body), b"".join(parts), False
+            return
         end = min(at, len(body)) - len(inflate.unused_data)
-        yield start, end, b"".join(parts)
+        yield start, end, b"".join(parts), True
         start = end
 
 

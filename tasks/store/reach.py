@@ -153,7 +153,8 @@ class Verdict:
 
     A stray object is whole and harmless, such as one whose writer was killed before it could say
     so: gc's business, and no reason to call a store damaged. No more is one from which documents
-    were erased, as long as what stands in its place is there.
+    were erased, as long as what stands in its place is there; `unfinished` are those that are
+    still there themselves.
     """
 
     manifests: int
@@ -163,10 +164,11 @@ class Verdict:
     changed: tuple[str, ...]
     stray: tuple[str, ...]
     erased: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return not (self.missing or self.changed)
+        return not (self.missing or self.changed or self.unfinished)
 
 
 def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None) -> Verdict:
@@ -197,17 +199,22 @@ def verify(store: Store, executor: Executor, only: tuple[str, str] | None = None
         missing=tuple(sorted(missing)),
         changed=tuple(sorted(changed)),
         stray=() if only else tuple(sorted(_stray(store, found, receipts, listed))),
-        erased=tuple(_told_of_erased(store, found, set(listed))),
+        erased=tuple(_told_of_erased(store, found)),
+        unfinished=tuple(sorted(url for url in listed if _replaced(url, found))),
     )
 
 
-def _told_of_erased(store: Store, found: Reach, listed: set[str]) -> Iterator[str]:
+def _replaced(url: str, found: Reach) -> bool:
+    """Whether another object stands in the place of this one."""
+    return object_name(url) in found.erased and not url.endswith(ERASED)
+
+
+def _told_of_erased(store: Store, found: Reach) -> Iterator[str]:
     """A line for each reached object from which documents were erased."""
     for name in sorted(found.objects.keys() & found.erased.keys()):
         erased, url = found.erased[name], store.object_url(found.objects[name])
         instead = store.object_url(erased.successor) if erased.successor else "nothing"
-        unfinished = "; it is still there: erase once more" if url in listed else ""
-        yield f"{url} ({erased.rows} rows, at {erased.at}; now {instead}{unfinished})"
+        yield f"{url} ({erased.rows} rows, at {erased.at}; now {instead})"
 
 
 def _who(found: Reach, ref: ObjectRef) -> str:

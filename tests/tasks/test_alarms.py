@@ -98,6 +98,12 @@ def test_what_a_stage_removes_is_compared_with_its_history(
     assert found == (expected[:1] if kind == "nothing" else expected)
 
 
+def test_a_takedown_is_not_unusual() -> None:
+    before = line(manifest("takedown", 1000, drops={}))
+    now = line(manifest("takedown", 1000, drops={"taken_down": 400}))
+    assert kinds(now, before, before) == []
+
+
 def test_one_odd_corpus_in_the_history_changes_nothing() -> None:
     history = [dropping(n) for n in (900, 100, 110, 90, 105)]
     assert kinds(dropping(100), *history) == []

@@ -304,7 +304,9 @@ def test_an_erase_killed_at_any_moment_loses_nothing_and_is_finished_by_the_next
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     assert killed.returncode == -signal.SIGKILL
-    assert check(taken).ok
+    told = check(taken)
+    assert (told.missing, told.changed) == ((), ())
+    assert told.ok == (not told.unfinished)
     assert grow(taken) == before
     assert live(taken) == texts
     erase(store, TARGETS, quiet)

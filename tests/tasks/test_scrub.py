@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from pydantic import ValidationError
 
 from llm.errors import ConfigError
-from tasks.scrub import Scrubber, ScrubConfig, scrub_shard, scrub_text
+from tasks.scrub import Scrubber, ScrubConfig, patterns_of, scrub_shard, scrub_text
 from tasks.store.rows import text_digest
 from tasks.store.schema import DOCUMENTS, FINDINGS, REDACTIONS
 from tests.presidio import presidio_findings
@@ -223,5 +223,8 @@ def test_spacy_from_a_folder_finds_people(tmp_path: Path):
     model.rename(tmp_path / "elsewhere")
     moved = config.model_copy(update={"spacy_model": str(tmp_path / "elsewhere")})
     assert moved.decisive() == decisive
+    # Where texts are looked at, the model is not at hand.
+    view = Scrubber(patterns_of(decisive))
+    assert scrub_text("Angela Merkel: am@example.com", view)[0] == "Angela Merkel: <EMAIL_1>"
     (tmp_path / "elsewhere" / "config.cfg").write_text("changed")
     assert moved.decisive() != decisive

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ from fastwarc.warc import ArchiveIterator as FastWarc
 from fastwarc.warc import WarcRecordType
 from warcio.archiveiterator import ArchiveIterator
 
-from llm.errors import DataError
 from tasks.crawling.erasing import erase_records
 from tasks.crawling.warc import ErasedPayload, WarcWriter, read_payload
 from tests.tasks.crawling.test_warc import DATE, noise, response
@@ -89,11 +90,35 @@ def test_records_that_share_a_member_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compressed", [True, False])
+def test_what_a_broken_file_still_holds_goes_too(tmp_path: Path, compressed: bool) -> None:
+    """The file is cut in its last record, which is one of those that are wanted."""
+    body, places = written(tmp_path)
+    if compressed:
+        cut = body[: places[4] + (len(body) - places[4]) // 2]
+    else:
+        body = gzip.decompress(body)
+        cut = body[: body.rindex(SECRET) + len(SECRET) // 2]
+    left, count = erase_records(cut, lambda address, offset: address in {url(1), url(4)})
+    assert (count, len(left)) == (2, len(cut))
+    assert b"nobody may" in readable(cut)
+    assert b"nobody may" not in readable(left)
+    assert erase_records(left, lambda address, offset: address in {url(1), url(4)}) == (left, 0)
+
+
+def test_what_is_damaged_is_left_where_nothing_of_the_file_is_wanted(tmp_path: Path) -> None:
     body, _ = written(tmp_path)
-    for broken in (body[:-30], b"WARC/1.1\r\nWARC-Type: response\r\n\r\nx"):
-        with pytest.raises(DataError):
-            erase_records(broken, lambda address, offset: True)
     middle = len(body) // 2
-    with pytest.raises(DataError):
-        erase_records(body[:middle] + b"\xff" * 40 + body[middle:], lambda *_: True)
+    for broken in (body[:-30], body[:middle] + b"\xff" * 40 + body[middle:], b"WARC/1.1\r\nx"):
+        assert erase_records(broken, lambda *_: False) == (broken, 0)
+
+
+def readable(body: bytes) -> bytes:
+    """What can be decompressed of a file that may be cut, and its own bytes."""
+    found, rest = [body], body
+    while rest[:2] == b"\x1f\x8b":
+        inflate = zlib.decompressobj(31)
+        with suppress(zlib.error):
+            found.append(inflate.decompress(rest))
+        rest = inflate.unused_data
+    return b"".join(found)
