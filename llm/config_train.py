@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from llm.config import Config
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 
 OBSERVING = frozenset(
     {"checkpoint_every", "keep_checkpoints", "log_every", "eval_every", "eval_windows"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llm.config_model import OptimConfig
+from llm.config_optim import OptimConfig
 from llm.model import Model
 
 MUON_MOMENTUM = (0.85, 0.95)

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from llm import files
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 from llm.config_tokenizer import TokenizerConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.tokenizer import Tokenizer, train_tokenizer

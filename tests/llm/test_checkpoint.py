@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm import checkpoint
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 from llm.model import Model
 from llm.optim import build_optimizers
 from tests.llm.small_runs import Killed, die_at_write

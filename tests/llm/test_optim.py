@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 from llm.model import Model
 from llm.optim import build_optimizers, learning_rate_scale, muon_momentum, set_schedule
 from tests.llm.small_models import small_model

@@ -16,7 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from llm import files
-from llm.config_model import ModelConfig, OptimConfig, n_parameters
+from llm.config_model import ModelConfig
+from llm.config_model import n_parameters
+from llm.config_optim import OptimConfig
 from llm.environment import begin
 from llm.errors import ConfigError, DataError
 from llm.model import Model

@@ -17,7 +17,7 @@ import torch
 
 from llm import checkpoint, files
 from llm import train as training
-from llm.config_model import OptimConfig
+from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.environment import begin
 from llm.errors import ConfigError, LoamError
