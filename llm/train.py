@@ -248,7 +248,7 @@ def _learn(
         if save:
             log.close_segment(run.step)
             checkpoint.save(spec.run_url, run.step, run.state())
-            checkpoint.prune(spec.run_url, config.keep_checkpoints)
+            checkpoint.prune(spec.run_url, checkpoint.Keep(config.keep_checkpoints))
         if stop and not last:
             raise Interrupted(
                 f"stopped at step {run.step} of {config.steps}, which is saved: start the same "

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm import checkpoint
+from llm.checkpoint import Keep
 from llm.config_model import ModelConfig
 from llm.config_optim import OptimConfig
 from llm.model import Model
@@ -215,7 +216,7 @@ def test_pruning_keeps_the_newest_and_takes_leftovers_of_kills_along(tmp_path: P
     unfinished = tmp_path / "checkpoints" / "00000050"
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"being written")
-    checkpoint.prune(str(tmp_path), keep=2)
+    checkpoint.prune(str(tmp_path), Keep(last=2))
     left = {path.parent.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"00000030", "00000040", "00000050"}
     assert json.loads((tmp_path / "checkpoints/00000040/index.json").read_bytes())["step"] == 40
@@ -223,4 +224,4 @@ def test_pruning_keeps_the_newest_and_takes_leftovers_of_kills_along(tmp_path: P
 
 def test_no_checkpoint_at_all_is_none(tmp_path: Path) -> None:
     assert checkpoint.latest(str(tmp_path / "nowhere")) is None
-    checkpoint.prune(str(tmp_path / "nowhere"), keep=1)
+    checkpoint.prune(str(tmp_path / "nowhere"), Keep(last=1))
