@@ -29,14 +29,18 @@ def split(tree: Tree, path: str, tensors: dict[str, torch.Tensor]) -> Tree:
         for key, value in tree.items():
             if type(key) not in (str, int):
                 raise TypeError(f"a checkpoint's keys are str or int, found {key!r} at {path!r}")
-            items.append([key, split(value, f"{path}/{key}" if path else str(key), tensors)])
+            items.append([key, split(value, _below(path, key), tensors)])
         return {"dict": items}
     if isinstance(tree, list | tuple):
-        items = [split(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]
+        items = [split(value, _below(path, i), tensors) for i, value in enumerate(tree)]
         return items if isinstance(tree, list) else {"tuple": items}
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
     raise TypeError(f"a checkpoint cannot hold {type(tree).__name__} at {path!r}")
+
+
+def _below(path: str, key: str | int) -> str:
+    return f"{path}/{key}" if path else str(key)
 
 
 def join(tree: Tree, tensors: Mapping[str, torch.Tensor]) -> Tree:
