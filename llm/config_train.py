@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,11 +12,13 @@ from llm.config_optim import OptimConfig
 
 OBSERVING = frozenset(
     {"checkpoint_every", "keep_checkpoints", "log_every", "eval_every", "eval_windows"}
-    | {"sample_every", "sample_prompts", "sample_tokens"}
+    | {"keep_best", "keep_every", "sample_every", "sample_prompts", "sample_tokens"}
 )
 """Fields of `TrainConfig` that say how a run is watched and saved, and leave its weights alone."""
 
-ENVIRONMENT = frozenset({"device", "dtype", "threads", "compile"})
+ENVIRONMENT = frozenset(
+    {"device", "dtype", "threads", "compile", "processes", "parallel", "reshard_after_forward"}
+)
 """Fields that choose the environment class: the same run, bitwise equal only within one class."""
 
 
@@ -43,6 +45,15 @@ class TrainConfig(Config):
     machine."""
     compile: bool = False
     """Use `torch.compile`. Faster after a minute or so of compiling, with other last digits."""
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes on this machine, each with a device and its share of every micro-batch's windows.
+    `auto`: one, or with CUDA as many as there are devices, as far as they divide `batch_size`."""
+    parallel: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """How several processes hold the model: all of it each (`ddp`; Li et al. 2020) or a share each
+    (`fsdp2`; Zhao et al. 2023), for models that do not fit one device. `auto`: `ddp`."""
+    reshard_after_forward: bool = True
+    """With `fsdp2`: let go of a block's gathered weights between its forward and backward pass
+    (ZeRO-3; Rajbhandari et al. 2020); false gathers them once for more memory (ZeRO-2)."""
     eval_every: int = Field(default=250, ge=1)
     """Steps from one look at the validation split to the next; the last step always looks.
     nanoGPT's documented CPU task."""
@@ -53,6 +64,12 @@ class TrainConfig(Config):
     """Steps from one checkpoint to the next; what a kill costs at most. As `eval_every`."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that stay: the newest, and one before it in case the newest is damaged."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation loss too, of those made at a step that looked
+    at the validation split."""
+    keep_every: int = Field(default=0, ge=0)
+    """Keep each checkpoint whose step is a multiple of it too, to look back at how the model came
+    to be (Biderman et al. 2023); 0: none for that reason."""
     sample_every: int = Field(default=500, ge=1)
     """Steps from one set of samples to the next; the last step always samples. Ours."""
     sample_prompts: tuple[str, ...] = ("",)
