@@ -51,6 +51,13 @@ class ModelConfig(Config):
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the mean square before its root (Llama: Touvron et al. 2023)."""
 
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of numbers set to zero in training: of the embedding, of the attention weights and of
+    what each half of a block adds, as in GPT-2 (Radford et al. 2019). 0: one look at each token
+    overfits nothing."""
+    balance_coefficient: float = Field(default=0.001, ge=0)
+    """Weight of the load-balancing loss of a mixture of experts (Qwen3-MoE's, Yang et al. 2025)."""
+
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         if self.head_dim % 2:

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from llm.decoder import Decoder, KVCache
 from llm.errors import DataError
-from llm.model import KVCache, Model
 
 
 @torch.inference_mode()
 def generate(
-    model: Model,
+    model: Decoder,
     prompt_tokens: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -91,7 +91,7 @@ def filtered(logits_V: Tensor, top_k: int, top_p: float) -> Tensor:
     return probabilities_V / probabilities_V.sum()
 
 
-def _check_prompts(model: Model, prompt_tokens: Sequence[Sequence[int]]) -> None:
+def _check_prompts(model: Decoder, prompt_tokens: Sequence[Sequence[int]]) -> None:
     for number, prompt in enumerate(prompt_tokens):
         if not prompt:
             raise DataError(f"prompt {number} is empty: begin it with the end-of-text token")
@@ -105,7 +105,7 @@ def _check_prompts(model: Model, prompt_tokens: Sequence[Sequence[int]]) -> None
 class _Reader:
     """Next-token logits of growing texts, through a cache as long as the context has room."""
 
-    def __init__(self, model: Model, max_new_tokens: int) -> None:
+    def __init__(self, model: Decoder, max_new_tokens: int) -> None:
         self.model = model
         self.max_new_tokens = max_new_tokens
         self.device = model.embed_tokens.weight.device

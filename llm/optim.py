@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm.config_optim import OptimConfig
-from llm.model import Model
+from llm.decoder import Decoder
 
 MUON_MOMENTUM = (0.85, 0.95)
 """Muon's momentum at the first step and after warm-up (modded-nanogpt, Jordan et al. 2024)."""
@@ -17,7 +17,7 @@ MUON_MOMENTUM_STEPS = 300
 """Steps over which it rises."""
 
 
-def build_optimizers(model: Model, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: Decoder, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """One or two optimizers that between them hold every parameter once, at peak rates.
 
     Matrices inside the blocks go to Muon, or to AdamW with weight decay; the embedding, the output

@@ -41,12 +41,13 @@ from llm import checkpoint, files
 from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainConfig, TrainSpec
 from llm.data import Loader, Prepared, prepare
+from llm.decoder import IGNORED_TARGET, Decoder
 from llm.environment import Environment, begin, rng_state, set_rng_state
 from llm.errors import ConfigError, LoamError
 from llm.evaluate import evaluate
+from llm.families import build_model
 from llm.generate import generate
 from llm.metrics import Display, MetricsLog, Row
-from llm.model import IGNORED_TARGET, Model
 from llm.optim import build_optimizers, learning_rate_scale, set_schedule
 from llm.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ class Inputs:
 class Run:
     """Everything that decides the rest of a run."""
 
-    model: Model
+    model: Decoder
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     """Updates made so far; also the loader's position, as the loader is a function of it."""
@@ -147,7 +148,7 @@ def open_inputs(spec: TrainSpec) -> Inputs:
 
 def fresh(inputs: Inputs, config: TrainConfig, environment: Environment) -> Run:
     """A run before its first step: weights from the seed, optimizers without memory."""
-    model = Model(inputs.model_config, config.seed).to(environment.device)
+    model = build_model(inputs.model_config, config.seed).to(environment.device)
     return Run(model, build_optimizers(model, config.optim))
 
 

@@ -112,9 +112,9 @@ def load_model(store: Store, trained: Manifest) -> Any:
     from safetensors.torch import load
 
     from llm.config_model import ModelConfig
-    from llm.model import Model
+    from llm.families import build_model
 
-    model = Model(ModelConfig.model_validate(trained.summary["result"]["model"]))
+    model = build_model(ModelConfig.model_validate(trained.summary["result"]["model"]))
     model.load_state_dict(load(store.read_bytes(trained.object("weights"))))
     return model.eval()
 
