@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.decoder import Decoder
 from llm.errors import ConfigError
 
 Kind = Literal["none", "ddp", "fsdp2"]
@@ -128,7 +129,7 @@ def first_on_each_machine(world: World) -> Iterator[None]:
 class Wrapped:
     """A model and how its loss is computed together with the other ranks'."""
 
-    model: nn.Module
+    model: Decoder
     """The model itself: under FSDP2 its parameters are DTensors, sharded on dimension 0."""
     loss: Callable[..., Tensor]
     """`model.loss`, whose backward pass sums gradients over ranks."""
@@ -144,7 +145,7 @@ class Wrapped:
         return nullcontext()
 
 
-def wrap(model: nn.Module, kind: Kind, reshard_after_forward: bool = True) -> Wrapped:
+def wrap(model: Decoder, kind: Kind, reshard_after_forward: bool = True) -> Wrapped:
     """The model, made to train with the other ranks; to be done before optimizers are built.
 
     Every rank brings the same weights. With `reshard_after_forward` FSDP2 lets go of a block's
@@ -156,18 +157,18 @@ def wrap(model: nn.Module, kind: Kind, reshard_after_forward: bool = True) -> Wr
         return Wrapped(model, wrapped)
     if kind == "fsdp2":
         _shard(model, reshard_after_forward)
-    return Wrapped(model, cast(Callable[..., Tensor], model.loss))
+    return Wrapped(model, model.loss)
 
 
 class _Loss(nn.Module):
     """DDP wraps the forward pass of a module, and training calls `loss`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Decoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
-        return cast(Callable[..., Tensor], self.model.loss)(*arguments, **named)
+        return self.model.loss(*arguments, **named)
 
 
 # Without annotations: DDP compares them with types, and here they would be strings.
@@ -177,10 +178,10 @@ def _sum_bucket(_, bucket):
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _shard(model: nn.Module, reshard_after_forward: bool) -> None:
+def _shard(model: Decoder, reshard_after_forward: bool) -> None:
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    for block in cast(nn.ModuleList, model.layers):
+    for block in model.layers:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")

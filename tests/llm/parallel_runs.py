@@ -19,7 +19,7 @@ import torch
 from llm import checkpoint, parallel
 from llm.config_model import ModelConfig
 from llm.config_optim import OptimConfig
-from llm.model import Model
+from llm.families import build_model
 from llm.optim import build_optimizers
 from llm.parallel import World
 from llm.resharding import like_parameters
@@ -46,7 +46,7 @@ class Job:
 def run(job: Job, world: World) -> list[dict[str, float]]:
     """Trains to the last step, with a checkpoint on the way; what it recorded of each step."""
     torch.manual_seed(0)
-    model = Model(ModelConfig(**{**SHAPE, **(job.model or {})}), seed=3)
+    model = build_model(ModelConfig(**{**SHAPE, **(job.model or {})}), seed=3)
     wrapped = parallel.wrap(model, job.kind)
     config = OptimConfig(optimizer=job.optimizer, weight_decay=0.1)  # type: ignore[arg-type]
     optimizers = build_optimizers(model, config)
