@@ -19,7 +19,16 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import cli_card, cli_corpus, cli_model, cli_store, cli_takedown, cli_trace, showing
+from flows import (
+    cli_card,
+    cli_corpus,
+    cli_model,
+    cli_size,
+    cli_store,
+    cli_takedown,
+    cli_trace,
+    showing,
+)
 from flows.cli_options import (
     GROW,
     KEEP,
@@ -61,6 +70,7 @@ app.command(cli_store.export, group=KEEP)
 app.command(cli_store.repin, group=KEEP)
 app.command(cli_takedown.takedown, group=KEEP)
 app.command(cli_takedown.erase, group=KEEP)
+app.command(cli_size.size, group=LOOK)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 

@@ -5,7 +5,7 @@ What comes out is an ordinary config without a `depth`, so that a run is known b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,6 +15,9 @@ from llm.config_train import TrainConfig
 from llm.depth import recipe, shape
 from llm.errors import ConfigError
 from tasks.tokenise import TokeniseConfig
+
+if TYPE_CHECKING:
+    from flows.config import PipelineConfig
 
 DIAL_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("model",): ("depth",),
@@ -51,6 +54,14 @@ def turn_the_dial(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"model": model, "train": train}
 
 
+def model_to_count(pipeline: PipelineConfig) -> ModelConfig:
+    """The pipeline's model with a vocabulary to count by. Raises ConfigError without a model."""
+    if pipeline.model is None:
+        raise ConfigError("the config has no [model]: add its shape, or [model] depth = N")
+    vocab_size = pipeline.model.vocab_size or _size_of(pipeline.tokenizer)
+    return pipeline.model.model_copy(update={"vocab_size": vocab_size})
+
+
 def _check_tokens(tokens: Any, train: Any) -> None:
     if tokens is None:
         return
@@ -73,4 +84,9 @@ def _vocabulary(model: dict[str, Any], tokenizer: Any) -> int:
             f"model.depth sets the tokens to train on by the number of parameters, and how many "
             f"tokens {config.path} knows is not read here: give model.vocab_size"
         )
-    return N_BYTES if config.kind == "characters" else config.vocab_size
+    return _size_of(config)
+
+
+def _size_of(tokenizer: TokeniseConfig) -> int:
+    # Characters are as many as the text has; bytes are as good a guess.
+    return N_BYTES if tokenizer.kind == "characters" else tokenizer.vocab_size

@@ -1,7 +1,8 @@
 """Shapes by name, from one million to eight billion parameters. No torch here.
 
 Published shapes carry the count of their model card or paper, which the tests hold them to; the
-small ones are ours, for what the published ones begin above.
+small ones are ours, for what the published ones begin above. Context lengths are those of the main
+part of their pre-training, which is what its cost is counted by.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _llama(
 
 
 _QWEN3 = ModelConfig(
-    vocab_size=151936, context_length=32768, n_layers=28, d_model=1024, n_heads=16, n_kv_heads=8,
+    vocab_size=151936, context_length=4096, n_layers=28, d_model=1024, n_heads=16, n_kv_heads=8,
     head_dim=128, d_ff=3072, qk_norm=True, tie_embeddings=True, rope_theta=1e6, norm_eps=1e-6,
 )  # fmt: skip
 
@@ -41,11 +42,11 @@ PRESETS = {
     "llama-10m": Preset(_llama(8192, 512, 6, 320, 5, 5, 896, tied=True), 10_244_160, "ours"),
     "llama-50m": Preset(_llama(32768, 1024, 9, 576, 9, 9, 1536, tied=True), 54_717_120, "ours"),
     "smollm2-135m": Preset(
-        _llama(49152, 8192, 30, 576, 9, 3, 1536, tied=True, rope_theta=100000.0),
+        _llama(49152, 2048, 30, 576, 9, 3, 1536, tied=True, rope_theta=100000.0),
         134_515_008, "Allal et al. 2025",
     ),
     "smollm2-360m": Preset(
-        _llama(49152, 8192, 32, 960, 15, 5, 2560, tied=True, rope_theta=100000.0),
+        _llama(49152, 2048, 32, 960, 15, 5, 2560, tied=True, rope_theta=100000.0),
         361_821_120, "Allal et al. 2025",
     ),
     "qwen3-0.6b": Preset(_QWEN3, 596_049_920, "Yang et al. 2025"),
