@@ -23,6 +23,7 @@ from flows import (
     cli_card,
     cli_corpus,
     cli_model,
+    cli_scaling,
     cli_size,
     cli_store,
     cli_takedown,
@@ -71,6 +72,7 @@ app.command(cli_store.repin, group=KEEP)
 app.command(cli_takedown.takedown, group=KEEP)
 app.command(cli_takedown.erase, group=KEEP)
 app.command(cli_size.size, group=LOOK)
+app.command(cli_scaling.scaling, group=LOOK)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 
