@@ -29,6 +29,7 @@ from flows import (
     cli_takedown,
     cli_trace,
     showing,
+    showing_sizes,
 )
 from flows.cli_options import (
     GROW,
@@ -185,9 +186,10 @@ def plan(
     _, pipeline = load(config, store)
     planned = make_plan(pipeline, RunOptions(refresh=refresh, sample=sample))
     if json:
-        showing.say_json(planned.as_json())
+        showing.say_json(planned.as_json() | {"model": showing_sizes.model_facts(pipeline)})
     else:
         showing.show_plan(planned)
+        showing_sizes.show_model(pipeline)
 
 
 def _report_of(config: PipelineConfig, options: RunOptions, planned: Plan) -> Path:

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from flows import showing, showing_sizes
 from flows.cli_options import Json, load
-from flows.dial import model_to_count
+from flows.dial import model_to_count, trained_tokens
 from llm.budget import MFU, Budget, depth_for, dialled, nearest_depth, sizes
 from llm.config_model import ModelConfig
 from llm.errors import ConfigError
@@ -69,8 +69,8 @@ def size(
         hours: Train for so many hours.
         money: Train for so much money.
         price: What an hour of one device costs.
-        tokens: Train on so many tokens (10b); as many as the budget pays for, or 20 a parameter,
-            where it is left out.
+        tokens: Train on so many tokens (10b); where left out as many as the budget pays for, those
+            of the config, or 20 a parameter.
         tokens_per_day: Tokens to be served a day, for the cost of serving.
         years: How long it is served.
         vocab_size: Tokens that the model knows; the preset's or config's, else 32,768.
@@ -84,12 +84,14 @@ def size(
     if like is not None:
         mfu = measured_flops(like) / device.flops
     budget = Budget(device, gpus, mfu, price, hours, money)
-    name, config = _sized(what, budget, vocab_size, context_length)
+    name, config, own_tokens = _sized(what, budget, vocab_size, context_length)
+    if budget.device_hours() is not None:
+        own_tokens = None
     made = sizes(
         name,
         config,
         budget,
-        None if tokens is None else parse_amount("tokens", tokens),
+        own_tokens if tokens is None else parse_amount("tokens", tokens),
         None if tokens_per_day is None else parse_amount("tokens-per-day", tokens_per_day),
         years,
     )
@@ -110,17 +112,17 @@ def parse_amount(name: str, text: str) -> float:
 
 def _sized(
     what: str | None, budget: Budget, vocab_size: int | None, context_length: int | None
-) -> tuple[str, ModelConfig]:
-    """The model to size and what to call it."""
+) -> tuple[str, ModelConfig, int | None]:
+    """What to call the model to size, its shape, and its own number of tokens if it has one."""
     given = {"vocab_size": vocab_size, "context_length": context_length}
     changes = {name: value for name, value in given.items() if value is not None}
     dial = (vocab_size or VOCAB_SIZE, context_length or CONTEXT_LENGTH)
     if what is None:
         depth = depth_for(budget, *dial)
-        return f"depth {depth}", dialled(depth, *dial)
+        return f"depth {depth}", dialled(depth, *dial), None
     if depth_given := re.fullmatch(r"d(?:epth)?=?(\d+)", what):
         depth = int(depth_given[1])
-        return f"depth {depth}", dialled(depth, *dial)
+        return f"depth {depth}", dialled(depth, *dial), None
     if what.endswith(".toml"):
         return _of_config(Path(what), changes)
     preset = what.lower() if what.lower() in PRESETS else None
@@ -129,8 +131,8 @@ def _sized(
         preset = nearest_preset(parameters)
         if preset is None or changes:
             depth = nearest_depth(parameters, *dial)
-            return f"depth {depth}", dialled(depth, *dial)
-    return preset, _changed(PRESETS[preset].config, changes)
+            return f"depth {depth}", dialled(depth, *dial), None
+    return preset, PRESETS[preset].config.model_copy(update=changes), None
 
 
 def _parameters(what: str) -> float:
@@ -143,10 +145,7 @@ def _parameters(what: str) -> float:
         ) from None
 
 
-def _of_config(path: Path, changes: dict[str, int]) -> tuple[str, ModelConfig]:
+def _of_config(path: Path, changes: dict[str, int]) -> tuple[str, ModelConfig, int]:
     _, pipeline = load(path)
-    return pipeline.name, _changed(model_to_count(pipeline), changes)
-
-
-def _changed(config: ModelConfig, changes: dict[str, int]) -> ModelConfig:
-    return config.model_copy(update=changes)
+    config = model_to_count(pipeline).model_copy(update=changes)
+    return pipeline.name, config, trained_tokens(pipeline.train, config)

@@ -62,6 +62,11 @@ def model_to_count(pipeline: PipelineConfig) -> ModelConfig:
     return pipeline.model.model_copy(update={"vocab_size": vocab_size})
 
 
+def trained_tokens(train: TrainConfig, model: ModelConfig) -> int:
+    """Tokens that a run learns from, its windows full."""
+    return train.steps * train.batch_size * train.accumulation_steps * model.context_length
+
+
 def _check_tokens(tokens: Any, train: Any) -> None:
     if tokens is None:
         return

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from flows import showing
+from flows.config import PipelineConfig
+from flows.dial import model_to_count, trained_tokens
 from flows.showing import NOTHING, say, show_table
 from llm.budget import Budget, Fit, Sizes, Training
 from llm.config_model import ModelConfig, n_parameters
@@ -65,6 +67,32 @@ def recipe_line(config: ModelConfig, train: TrainConfig) -> str:
         f"{train.steps:,} steps of {tokens:,} tokens ({windows:,} windows), {optim.optimizer} "
         f"{matrices:g}, AdamW {optim.learning_rate:g}, head {optim.head_learning_rate:g}, weight "
         f"decay {optim.weight_decay:g}, warm-up {optim.warmup_steps:,}"
+    )
+
+
+def model_facts(pipeline: PipelineConfig) -> dict[str, Any] | None:
+    """What a pipeline's model is and how it is trained, as plain data; None without a model."""
+    if pipeline.model is None:
+        return None
+    config, train = model_to_count(pipeline), pipeline.train
+    return {
+        "parameters": n_parameters(config),
+        "tokens": trained_tokens(train, config),
+        "shape": config.model_dump(mode="json"),
+        "recipe": train.model_dump(mode="json", include=set(_RECIPE)),
+    }
+
+
+def show_model(pipeline: PipelineConfig) -> None:
+    """Two lines on a pipeline's model: its shape, and how it is trained."""
+    facts = model_facts(pipeline)
+    if facts is None:
+        return
+    config, ratio = model_to_count(pipeline), facts["tokens"] / facts["parameters"]
+    say(f"\nmodel: {shape_line(config)}")
+    say(
+        f"trained by {recipe_line(config, pipeline.train)}; {amount(facts['tokens'])} tokens, "
+        f"{ratio:.3g} a parameter"
     )
 
 

@@ -14,6 +14,7 @@ from html import escape
 from markupsafe import Markup
 
 _CURVE_UNITS = 10_000
+_COLOURS = 5
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,13 @@ def _curve(curve: Series, index: int) -> str:
     places = [f"{unit * x:.0f},{unit * (100 - y):.0f}" for x, y in curve.points]
     if len(places) == 1:
         places.append(places[0])
-    dashed = " dashed" if curve.dashed else ""
-    return f'<polyline class="curve s{index % 4}{dashed}" points="{" ".join(places)}"></polyline>'
+    style = f"curve s{index % _COLOURS}{' dashed' if curve.dashed else ''}"
+    return f'<polyline class="{style}" points="{" ".join(places)}"></polyline>'
 
 
 def _dots(curve: Series, index: int) -> str:
     return "".join(
-        f'<circle class="dot s{index % 4}" cx="{x:.2f}%" cy="{100 - y:.2f}%" r="4"></circle>'
+        f'<circle class="dot s{index % _COLOURS}" cx="{x:.2f}%" cy="{100 - y:.2f}%" r="4"></circle>'
         for x, y in curve.dots
     )
 
@@ -219,7 +220,7 @@ def _legend(curves: list[Series]) -> str:
     if len(curves) < 2:
         return ""
     entries = "".join(
-        f'<li><svg width="22" height="10" aria-hidden="true"><line class="curve s{index % 4}'
+        f'<li><svg width="22" height="10" aria-hidden="true"><line class="curve s{index % _COLOURS}'
         f'{" dashed" if curve.dashed else ""}" x1="0" x2="22" y1="5" y2="5"></line></svg>'
         f"{escape(curve.name)}</li>"
         for index, curve in enumerate(curves)

@@ -55,6 +55,7 @@ def test_a_pipelines_model_is_sized_with_its_tokenizers_vocabulary(
     made = sized(capsys, "flows/configs/quickstart.toml")
     assert made["config"]["vocab_size"] == 4096
     assert made["name"] == "quickstart"
+    assert made["asked"]["tokens"] == 300 * 16 * 256
 
 
 def test_a_run_gives_the_rate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

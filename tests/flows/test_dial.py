@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows import cli
 from flows.config import PipelineConfig, parse_config
 from llm.depth import recipe, shape
 from llm.errors import ConfigError
@@ -70,3 +72,19 @@ def test_what_cannot_be_names_the_key_and_the_way_out(
         parsed(model, **sections)
     assert said in str(error.value)
     assert "unknown key 'model.depth'" not in str(error.value)
+
+
+def test_a_plan_shows_what_depth_came_to(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs.txt").write_text("Worms turn leaves to soil. " * 50)
+    (tmp_path / "my.toml").write_text(
+        '[[sources]]\nkind = "import"\nname = "docs"\npaths = ["docs.txt"]\n[model]\ndepth = 4\n'
+    )
+    with pytest.raises(SystemExit) as left:
+        cli.main(["plan", "my.toml"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert "model: 7,408,128 parameters; llama, 4 layers x 256, 8 heads of 32" in out
+    assert "20 a parameter" in out
