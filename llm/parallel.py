@@ -132,7 +132,9 @@ class Wrapped:
     model: Decoder
     """The model itself: under FSDP2 its parameters are DTensors, sharded on dimension 0."""
     loss: Callable[..., Tensor]
-    """`model.loss`, whose backward pass sums gradients over ranks."""
+    """`model.loss`, whose backward pass sums gradients over ranks; or that, compiled."""
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around a backward pass that is to leave the sum over ranks to a later one."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """To be around the forward and backward pass of one micro-batch of an update.
@@ -140,9 +142,7 @@ class Wrapped:
         DDP sums gradients only in the last. FSDP2 sums in each: whole gradients are what it
         exists not to keep.
         """
-        if isinstance(self.loss, DistributedDataParallel) and not last:
-            return self.loss.no_sync()
-        return nullcontext()
+        return nullcontext() if last else self.apart()
 
 
 def wrap(model: Decoder, kind: Kind, reshard_after_forward: bool = True) -> Wrapped:
@@ -154,7 +154,7 @@ def wrap(model: Decoder, kind: Kind, reshard_after_forward: bool = True) -> Wrap
     if kind == "ddp":
         wrapped = DistributedDataParallel(_Loss(model), gradient_as_bucket_view=True)
         wrapped.register_comm_hook(None, _sum_bucket)
-        return Wrapped(model, wrapped)
+        return Wrapped(model, wrapped, wrapped.no_sync)
     if kind == "fsdp2":
         _shard(model, reshard_after_forward)
     return Wrapped(model, model.loss)
