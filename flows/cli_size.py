@@ -129,7 +129,7 @@ def _sized(
     if preset is None:
         parameters = _parameters(what)
         preset = nearest_preset(parameters)
-        if preset is None or changes:
+        if preset is None:
             depth = nearest_depth(parameters, *dial)
             return f"depth {depth}", dialled(depth, *dial), None
     return preset, PRESETS[preset].config.model_copy(update=changes), None
