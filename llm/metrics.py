@@ -70,8 +70,10 @@ def _segments(root: str) -> list[tuple[int, str]]:
 class Display:
     """Progress with rate and time left: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, steps: int, step: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, soft_wrap=True)
+    def __init__(
+        self, steps: int, step: int, console: Console | None = None, quiet: bool = False
+    ) -> None:
+        self._console = console or Console(stderr=True, soft_wrap=True, quiet=quiet)
         self._steps, self._begun_at, self._begun_with = steps, time.monotonic(), step
         self._line_at = float("-inf")
         self._bar = Progress(

@@ -17,8 +17,9 @@ the numbers do not depend on how they are held; gradients are summed in float32.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.config_model import ModelConfig
 from llm.decoder import Decoder
 from llm.errors import ConfigError
 
@@ -112,6 +114,25 @@ def barrier() -> None:
         any_rank(False)
 
 
+def check_share(batch_size: int, world: World) -> None:
+    """Raises ConfigError unless the ranks can share the windows of a micro-batch evenly."""
+    n = world.world_size
+    if batch_size % n:
+        raise ConfigError(
+            f"train.batch_size is {batch_size}, which {n} processes cannot share evenly: the next "
+            f"that they can is {-(-batch_size // n) * n}"
+        )
+
+
+def seed_step(seed: int, step: int, world: World) -> None:
+    """Seeds what dropout draws in the step after `step` updates, on this rank.
+
+    So that it depends on nothing that happened before, and ranks draw different numbers.
+    """
+    body = f"{seed} {step} {world.rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.sha256(body).digest()[:8], "big") >> 1)
+
+
 @contextmanager
 def first_on_each_machine(world: World) -> Iterator[None]:
     """The body runs on each machine's first process, and only then on the others.
@@ -143,6 +164,13 @@ class Wrapped:
         exists not to keep.
         """
         return nullcontext() if last else self.apart()
+
+
+def kind_of(parallel: Literal["auto", "ddp", "fsdp2"], world_size: int) -> Kind:
+    """How a model is held, by the setting and the number of processes."""
+    if world_size == 1:
+        return "none"
+    return "ddp" if parallel == "auto" else parallel
 
 
 def wrap(model: Decoder, kind: Kind, reshard_after_forward: bool = True) -> Wrapped:
@@ -204,6 +232,31 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole tensors by name, on the CPU: a collective under FSDP2, one tensor at a time."""
-    return {name: full(tensor.detach()).cpu() for name, tensor in tensors.items()}
+def whole_state(model: Decoder, world: World) -> dict[str, Tensor] | None:
+    """The model's whole tensors by name on the CPU, on the first rank; None on others.
+
+    A collective under FSDP2, in which every rank holds one whole tensor at a time.
+    """
+    state = {}
+    for name, tensor in model.state_dict().items():
+        gathered = full(tensor.detach())
+        if world.is_main:
+            state[name] = gathered.cpu()
+    return state if world.is_main else None
+
+
+def whole_model(
+    model: Decoder, world: World, build: Callable[[ModelConfig], Decoder]
+) -> Decoder | None:
+    """A model that the first rank may call alone: the same, or under FSDP2 a whole copy.
+
+    None on other ranks, which must call this too.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model if world.is_main else None
+    state = whole_state(model, world)
+    if state is None:
+        return None
+    whole = build(model.config).to(world.device)
+    whole.load_state_dict(state)
+    return whole.train(model.training)

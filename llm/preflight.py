@@ -22,6 +22,7 @@ from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainSpec
 from llm.environment import Environment, begin
 from llm.errors import ConfigError
+from llm.parallel import World
 from llm.train import Inputs, fresh, micro_batches, open_inputs, update
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -131,12 +132,11 @@ def rehearse(
 ) -> tuple[list[float], float]:
     """Losses of the first steps of the run, and the seconds that a later step takes."""
     run = fresh(inputs, spec.train, environment)
-    loss_of = torch.compile(run.model.loss) if spec.train.compile else run.model.loss
     losses, seconds = [], []
     for step in range(REHEARSED_STEPS):
         begun = time.monotonic()
-        batches = micro_batches(inputs, spec.train, step)
-        loss, _ = update(run, batches, loss_of, environment, spec.train)
+        batches = micro_batches(inputs, spec.train, step, World.single(environment.device))
+        loss, _ = update(run, batches, environment, spec.train)
         losses.append(loss.item())
         seconds.append(time.monotonic() - begun)
     return losses, min(seconds[1:])

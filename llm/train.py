@@ -14,6 +14,9 @@ long as the environment class stays the same.
          /result.json          written last: the run is complete
 
 SIGTERM and SIGINT end the run after the step at hand, with a checkpoint and exit code 75.
+
+Under torchrun several of these processes train together (`llm.parallel`): each on its rows of every
+micro-batch, all of them deciding alike, the first writing for all but its checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from llm import checkpoint, files
+from llm import checkpoint, files, parallel
 from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainConfig, TrainSpec
 from llm.data import Loader, Prepared, prepare
@@ -49,6 +52,8 @@ from llm.families import build_model
 from llm.generate import generate
 from llm.metrics import Display, MetricsLog, Row
 from llm.optim import build_optimizers, learning_rate_scale, set_schedule
+from llm.parallel import World, Wrapped
+from llm.resharding import like_parameters
 from llm.tokenizer import Tokenizer
 
 EX_TEMPFAIL = 75
@@ -81,7 +86,7 @@ class Inputs:
 class Run:
     """Everything that decides the rest of a run."""
 
-    model: Decoder
+    wrapped: Wrapped
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     """Updates made so far; also the loader's position, as the loader is a function of it."""
@@ -92,6 +97,10 @@ class Run:
     best_validation: dict[str, Any] | None = None
     environments: list[dict[str, Any]] = field(default_factory=list)
     """The environment classes it has run in, in order."""
+
+    @property
+    def model(self) -> Decoder:
+        return self.wrapped.model
 
     def state(self) -> dict[str, Any]:
         return {
@@ -149,44 +158,52 @@ def open_inputs(spec: TrainSpec) -> Inputs:
 def fresh(inputs: Inputs, config: TrainConfig, environment: Environment) -> Run:
     """A run before its first step: weights from the seed, optimizers without memory."""
     model = build_model(inputs.model_config, config.seed).to(environment.device)
-    return Run(model, build_optimizers(model, config.optim))
+    kind = parallel.kind_of(config.parallel, environment.world_size)
+    wrapped = parallel.wrap(model, kind, config.reshard_after_forward)
+    if config.compile:
+        wrapped = replace(wrapped, loss=torch.compile(wrapped.loss))
+    return Run(wrapped, build_optimizers(model, config.optim))
 
 
-def micro_batches(inputs: Inputs, config: TrainConfig, step: int) -> list[Batch]:
-    """The batches whose gradients make the update after `step` updates."""
+def micro_batches(inputs: Inputs, config: TrainConfig, step: int, world: World) -> list[Batch]:
+    """This rank's rows of the batches whose gradients make the update after `step` updates."""
     first = step * config.accumulation_steps
-    return [inputs.loader.batch(first + i) for i in range(config.accumulation_steps)]
+    share = config.batch_size // world.world_size
+    rows = slice(world.rank * share, (world.rank + 1) * share)
+    batches = (inputs.loader.batch(first + i) for i in range(config.accumulation_steps))
+    return [(inputs_BT[rows], targets_BT[rows]) for inputs_BT, targets_BT in batches]
 
 
 def update(
     run: Run,
     batches: list[Batch],
-    loss_of: Callable[..., Tensor],
     environment: Environment,
     config: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
     """One step of training. Returns the loss before it (nats per token) and the gradient's norm.
 
     Each target weighs the same, whichever micro-batch it is in and however padded that is, so
-    that accumulation changes memory and not the mathematics.
+    that accumulation and the number of ranks change memory and not the mathematics.
     """
     set_schedule(run.optimizers, run.step, config.steps, config.optim)
-    n_targets = sum(int((targets != IGNORED_TARGET).sum()) for _, targets in batches)
+    counted = sum((targets != IGNORED_TARGET).sum() for _, targets in batches)
+    n_targets = int(parallel.sum_over_ranks(torch.as_tensor(counted)))
     total = torch.zeros((), device=environment.device)
-    for inputs_BT, targets_BT in batches:
+    for i, (inputs_BT, targets_BT) in enumerate(batches):
         inputs_BT, targets_BT = inputs_BT.to(environment.device), targets_BT.to(environment.device)
-        with environment.autocast():
-            loss = loss_of(inputs_BT, targets_BT, "sum") / n_targets
-        loss.backward()
+        with run.wrapped.micro_batch(last=i == len(batches) - 1):
+            with environment.autocast():
+                loss = run.wrapped.loss(inputs_BT, targets_BT, "sum") / n_targets
+            loss.backward()
         total += loss.detach()
     limit = config.optim.grad_clip or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)
+    norm = parallel.clip_grad_norm(run.model.parameters(), limit)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.tokens += n_targets
-    return total, norm
+    return parallel.sum_over_ranks(total), norm
 
 
 def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -196,41 +213,53 @@ def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[
     folder belongs to another training; LoamError when the loss is no longer finite.
     """
     environment = begin(spec.train)
-    inputs = open_inputs(spec)
+    world = parallel.begin(environment.device)
+    environment = replace(environment, world_size=world.world_size)
+    parallel.check_share(spec.train.batch_size, world)
+    with parallel.first_on_each_machine(world):
+        inputs = open_inputs(spec)
     _declare(spec, inputs, environment)
     if files.exists(f"{spec.run_url}/result.json"):
         return json.loads(files.read_bytes(f"{spec.run_url}/result.json"))
     run = fresh(inputs, spec.train, environment)
-    found = checkpoint.latest(spec.run_url)
+    found = checkpoint.latest(spec.run_url, like_parameters(run.model, run.optimizers))
     if found:
         run.restore(found.state)
-    checkpoint.rewind(spec.run_url, run.step)
+    if world.is_main:
+        checkpoint.rewind(spec.run_url, run.step)
+    parallel.barrier()
     _enter(run, environment)
-    with Display(spec.train.steps, run.step) as display:
+    keep = checkpoint.Keep(spec.train.keep_checkpoints, spec.train.keep_best, spec.train.keep_every)
+    with (
+        Display(spec.train.steps, run.step, quiet=not world.is_main) as display,
+        checkpoint.Writer(spec.run_url, keep, world) as writer,
+    ):
         if found:
             display.say(f"resumed at step {run.step}")
-        _learn(run, inputs, environment, spec, display, stopped)
-    return _finish(run, inputs, environment, spec)
+        _learn(run, inputs, environment, world, spec, display, writer, stopped)
+    return _finish(run, inputs, environment, world, spec)
 
 
 def _learn(
     run: Run,
     inputs: Inputs,
     environment: Environment,
+    world: World,
     spec: TrainSpec,
     display: Display,
+    writer: checkpoint.Writer,
     stopped: Callable[[], bool],
 ) -> None:
     """The steps that are left, with everything that happens between them."""
     config = spec.train
-    loss_of = torch.compile(run.model.loss) if config.compile else run.model.loss
-    log = MetricsLog(spec.run_url, run.step)
+    log = MetricsLog(spec.run_url, run.step) if world.is_main else None
     since, counted = time.monotonic(), run.tokens
     while run.step < config.steps:
-        batches = micro_batches(inputs, config, run.step)
-        loss, norm = update(run, batches, loss_of, environment, config)
+        parallel.seed_step(config.seed, run.step, world)
+        batches = micro_batches(inputs, config, run.step, world)
+        loss, norm = update(run, batches, environment, config)
 
-        stop, last = stopped(), run.step == config.steps
+        stop, last = parallel.any_rank(stopped()), run.step == config.steps
         look = last or run.step % config.eval_every == 0
         draw = last or run.step % config.sample_every == 0
         save = last or run.step % config.checkpoint_every == 0 or stop
@@ -240,17 +269,19 @@ def _learn(
         row = _row(run, loss, norm, config)
         row["tokens_per_second"] = round((run.tokens - counted) / (time.monotonic() - since), 1)
         if look:
-            row |= _validate(run, inputs, environment, config)
-        if note:
+            row |= _validate(run, inputs, environment, world, config)
+        if note and log:
             log.append(row)
             display.update(row)
         if draw:
-            _sample(run, inputs, spec)
+            _sample(run, inputs, world, spec)
         if save:
-            log.close_segment(run.step)
-            checkpoint.save(spec.run_url, run.step, run.state())
-            checkpoint.prune(spec.run_url, checkpoint.Keep(config.keep_checkpoints))
+            # Before the save: rows up to a step are never missing beside its checkpoint.
+            if log:
+                log.close_segment(run.step)
+            writer.save(run.step, run.state(), row.get("validation_loss"))
         if stop and not last:
+            writer.wait()
             raise Interrupted(
                 f"stopped at step {run.step} of {config.steps}, which is saved: start the same "
                 "command again to continue from there"
@@ -328,7 +359,9 @@ def _row(run: Run, loss: Tensor, norm: Tensor, config: TrainConfig) -> Row:
     return row
 
 
-def _validate(run: Run, inputs: Inputs, environment: Environment, config: TrainConfig) -> Row:
+def _validate(
+    run: Run, inputs: Inputs, environment: Environment, world: World, config: TrainConfig
+) -> Row:
     """Looks at the validation split, in the numbers training uses; all of it at the last step."""
     with environment.autocast():
         found = evaluate(
@@ -338,6 +371,7 @@ def _validate(run: Run, inputs: Inputs, environment: Environment, config: TrainC
             batch_size=config.batch_size,
             max_windows=None if run.step == config.steps else config.eval_windows or None,
             device=environment.device,
+            world=world,
         )
     run.validation = {"step": run.step} | asdict(found)
     best = run.best_validation
@@ -346,14 +380,17 @@ def _validate(run: Run, inputs: Inputs, environment: Environment, config: TrainC
     return {"validation_loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
 
 
-def _sample(run: Run, inputs: Inputs, spec: TrainSpec) -> None:
+def _sample(run: Run, inputs: Inputs, world: World, spec: TrainSpec) -> None:
     """Writes what the model makes of each prompt now, drawn under the run's seed."""
+    model = parallel.whole_model(run.model, world, build_model)
+    if model is None:
+        return
     prompts = spec.train.sample_prompts
     starts = [
         [inputs.tokenizer.eot_id, *map(int, ids)] for ids in inputs.tokenizer.encode_batch(prompts)
     ]
     made = generate(
-        run.model,
+        model,
         starts,
         max_new_tokens=spec.train.sample_tokens,
         temperature=SAMPLE_TEMPERATURE,
@@ -370,10 +407,21 @@ def _sample(run: Run, inputs: Inputs, spec: TrainSpec) -> None:
     files.put(f"{spec.run_url}/samples/{run.step:08d}.json", body)
 
 
-def _finish(run: Run, inputs: Inputs, environment: Environment, spec: TrainSpec) -> dict[str, Any]:
+def _finish(
+    run: Run, inputs: Inputs, environment: Environment, world: World, spec: TrainSpec
+) -> dict[str, Any]:
     """Writes the weights and then `result.json`, which makes the run complete."""
+    weights = parallel.whole_state(run.model, world)
+    if weights is not None:
+        _write_result(run, inputs, environment, spec, checkpoint.safetensors_bytes(weights))
+    parallel.barrier()
+    return json.loads(files.read_bytes(f"{spec.run_url}/result.json"))
+
+
+def _write_result(
+    run: Run, inputs: Inputs, environment: Environment, spec: TrainSpec, body: bytes
+) -> None:
     weights_url = f"{spec.run_url}/weights/model.safetensors"
-    body = checkpoint.safetensors_bytes(run.model.state_dict())
     files.put(weights_url, body)
     result = {
         "steps": run.step,
@@ -391,17 +439,13 @@ def _finish(run: Run, inputs: Inputs, environment: Environment, spec: TrainSpec)
         "environments": run.environments,
     }
     files.put(f"{spec.run_url}/result.json", _json_bytes(result))
-    return result
 
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The training process. Exit code 0 when complete, 75 when stopped, 2 when it cannot run."""
-    from llm.preflight import preflight
-
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llm.train", description="Trains a model.")
     parser.add_argument("spec", help="path or URL of the run's spec, a JSON file")
     parser.add_argument(
@@ -409,7 +453,15 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="stop, with a checkpoint, when standard input closes: whoever held it is gone",
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The training process. Exit code 0 when complete, 75 when stopped, 2 when it cannot run."""
+    from llm.preflight import preflight
+
+    options = parse_arguments(arguments)
+    is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(levelname)s: %(message)s")
     stop = threading.Event()
 
@@ -422,13 +474,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stop_at_eof:
         threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
     try:
-        spec = _read_spec(options.spec)
-        if not files.exists(f"{spec.run_url}/run.json"):
+        spec = read_spec(options.spec)
+        if is_main and not files.exists(f"{spec.run_url}/run.json"):
             for finding in preflight(spec).findings:
                 print(finding, file=sys.stderr)
         train(spec, stop.is_set)
     except Interrupted as pause:
-        print(pause, file=sys.stderr)
+        if is_main:
+            print(pause, file=sys.stderr)
         return EX_TEMPFAIL
     except LoamError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -443,7 +496,7 @@ def _stop_at_eof(stop: threading.Event) -> None:
     stop.set()
 
 
-def _read_spec(url: str) -> TrainSpec:
+def read_spec(url: str) -> TrainSpec:
     try:
         return TrainSpec.model_validate_json(files.read_bytes(url))
     except FileNotFoundError as error:

@@ -23,6 +23,7 @@ from llm.environment import begin
 from llm.errors import ConfigError, LoamError
 from llm.metrics import read_metrics
 from llm.model import Model
+from llm.parallel import wrap
 from llm.train import EX_TEMPFAIL, Interrupted, Run, train, update
 from tests.llm.small_runs import (
     MODEL,
@@ -208,8 +209,8 @@ def test_accumulation_is_the_gradient_of_one_big_batch_however_it_is_padded() ->
         before = [parameter.detach().clone() for parameter in model.parameters()]
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         optimizer.param_groups[0]["initial_lr"] = 1.0
-        run = Run(model, [optimizer])
-        loss, _ = update(run, batches, model.loss, environment, config)
+        run = Run(wrap(model, "none"), [optimizer])
+        loss, _ = update(run, batches, environment, config)
         assert run.tokens == int((targets_BT != -100).sum())
         moved = zip(before, model.parameters(), strict=True)
         return loss.item(), [old - new.detach() for old, new in moved]
