@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 from llm.config_model import ModelConfig
 from llm.decoder import Decoder
+from llm.gpt2 import GPT2
 from llm.model import Model
+from llm.speedrun import Speedrun
 
 __all__ = ["Decoder", "build_model"]
 
-_FAMILIES: dict[str, Callable[[ModelConfig, int], Decoder]] = {"llama": Model}
+_FAMILIES: dict[str, Callable[[ModelConfig, int], Decoder]] = {
+    "llama": Model,
+    "gpt2": GPT2,
+    "speedrun": Speedrun,
+}
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Decoder:

@@ -1,8 +1,9 @@
 """The `llama` family: the decoder-only transformer that every serving stack reads.
 
-Rotary positions, RMSNorm before each half of a block, SwiGLU, grouped queries, and by choice norms
-on queries and keys (then it is Qwen3's shape), and one matrix for both embedding and output.
-Parameters carry the names and shapes of transformers' Llama and Qwen3, less the prefix `model.`.
+Rotary positions, RMSNorm before each half of a block, SwiGLU, grouped queries; by choice norms on
+queries and keys (then it is Qwen3's shape), experts as well (Qwen3-MoE's), and one matrix for both
+embedding and output. Parameters carry the names and shapes of transformers' own, less the prefix
+`model.`; but experts, which are one file entry each there, are stacks here.
 `llm/decoder.py` holds what it shares with the other families, and the legend of shapes.
 """
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from llm.config_model import ModelConfig
 from llm.decoder import IGNORED_TARGET, Decoder, KVCache, Linear, Positions, initialize
+from llm.experts import MixtureOfExperts
+from llm.rotary import rotary_tables, rotate
 
 __all__ = ["IGNORED_TARGET", "KVCache", "Model", "Positions"]
 
@@ -32,25 +35,6 @@ class RMSNorm(nn.Module):
         x_fp32 = x.float()
         scale = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
         return (x_fp32 * scale).type_as(x) * self.weight
-
-
-def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation at each position (Su et al. 2021), each [length, E].
-
-    Channel i turns together with channel i + E/2, by `position * theta^(-2i/E)` radians: the
-    layout of transformers' weights, not the interleaved one of the paper.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / theta**exponents)
-    angles_SE = torch.cat([angles, angles], dim=-1)
-    return angles_SE.cos(), angles_SE.sin()
-
-
-def rotate(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head by the angle of its position; `cos` and `sin` are [B or 1, T, 1, E]."""
-    first, second = x_BTHE.chunk(2, dim=-1)
-    cos, sin = cos.type_as(x_BTHE), sin.type_as(x_BTHE)
-    return x_BTHE * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -102,16 +86,18 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = MixtureOfExperts(config) if config.n_experts else FeedForward(config)
         self.dropout = config.dropout
 
     def forward(
         self, x_BTD: Tensor, positions: Positions, rotation: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream with both halves added, and how unevenly experts were chosen."""
         y_BTD = self.self_attn(self.input_layernorm(x_BTD), positions, rotation)
         x_BTD = x_BTD + F.dropout(y_BTD, self.dropout, self.training)
-        y_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
-        return x_BTD + F.dropout(y_BTD, self.dropout, self.training)
+        made = self.mlp(self.post_attention_layernorm(x_BTD))
+        y_BTD, uneven = made if isinstance(made, tuple) else (made, None)
+        return x_BTD + F.dropout(y_BTD, self.dropout, self.training), uneven
 
 
 class Model(Decoder):
@@ -123,7 +109,7 @@ class Model(Decoder):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__(config, (Block(config, layer) for layer in range(config.n_layers)))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        cos_SE, sin_SE = rotary_tables(config.context_length, config.head_dim, config.rope_theta)
+        cos_SE, sin_SE = rotary_tables(config)
         self.register_buffer("cos_SE", cos_SE, persistent=False)
         self.register_buffer("sin_SE", sin_SE, persistent=False)
         initialize(self, seed, _spread(config))
@@ -132,9 +118,11 @@ class Model(Decoder):
         x_BTD = self.embed_tokens(tokens_BT)
         x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
         rotation = self.cos_SE[positions.index_BT, None], self.sin_SE[positions.index_BT, None]
+        imbalances = []
         for block in self.layers:
-            x_BTD = self.through(block, x_BTD, positions, rotation)
-        return self.norm(x_BTD), None
+            x_BTD, imbalance = self.through(block, x_BTD, positions, rotation)
+            imbalances += [] if imbalance is None else [imbalance]
+        return self.norm(x_BTD), torch.stack(imbalances).mean() if imbalances else None
 
 
 def _spread(config: ModelConfig) -> Callable[[str, Tensor], float | None]:
@@ -147,6 +135,7 @@ def _spread(config: ModelConfig) -> Callable[[str, Tensor], float | None]:
     | `lm_head`                       | normal, std 0.001   | first guess is uniform (nanochat) |
     | `q_proj`, `k_proj`, `v_proj`    | normal, std D^-1/2  | keeps the size of its input       |
     | `gate_proj`, `up_proj`          | normal, std D^-1/2  | likewise                          |
+    | `gate` of experts               | normal, std D^-1/2  | choices differ from the start     |
     | `o_proj`, `down_proj`           | zero                | a block starts as the identity    |
     | every norm                      | one                 |                                   |
     """
@@ -154,7 +143,7 @@ def _spread(config: ModelConfig) -> Callable[[str, Tensor], float | None]:
     def spread(name: str, parameter: Tensor) -> float | None:
         if parameter.ndim == 1:
             return None
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        if "o_proj" in name or "down_proj" in name:
             return 0.0
         if name == "embed_tokens.weight":
             return 1 / config.d_model if config.tie_embeddings else 1.0

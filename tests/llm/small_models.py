@@ -26,6 +26,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_heads": 2},
+    "qwen3": {"qk_norm": True, "tie_embeddings": True},
+    "qwen3_moe": {"qk_norm": True, "n_experts": 5, "n_experts_per_token": 2, "d_ff": 24},
+    "gpt2": {"family": "gpt2"},
+    "gpt2_untied": {"family": "gpt2", "tie_embeddings": False, "d_ff": 40},
+    "speedrun": {"family": "speedrun", "n_kv_heads": 2},
+    "speedrun_plain_values": {"family": "speedrun", "value_embeddings": False},
 }
 """One shape of each family, and of each of its kinds."""
 

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.llm.small_models import FAMILIES, small_model
+from llm.decoder import KVCache
+from tests.llm.small_models import FAMILIES, SHAPES, small_model
+
+ALL = {**SHAPES, **FAMILIES}
 
 # Three documents and a padding of two, whose own number nothing else has.
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 1 + [3] * 2, [0] * 12 + [1] * 5])
@@ -15,6 +18,29 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 1 + [3] * 2, [0] * 12 + [1] 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", ALL.values(), ids=ALL.keys())
+def test_no_token_sees_a_later_one(shape: dict[str, Any]) -> None:
+    model = small_model(**shape).eval()
+    tokens = random_tokens(2, 12)
+    changed = tokens.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % 61
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7])
+    assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
+
+
+@pytest.mark.parametrize("shape", ALL.values(), ids=ALL.keys())
+def test_a_text_read_in_pieces_through_a_cache_has_the_same_logits(
+    shape: dict[str, Any],
+) -> None:
+    model = small_model(**shape).eval()
+    tokens = random_tokens(3, 20)
+    cache = KVCache(model.config, 3, 20, like=model.embed_tokens.weight)
+    pieces = [model(tokens[:, a:b], cache) for a, b in [(0, 6), (6, 7), (7, 19), (19, 20)]]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-4, rtol=1e-4)
+    assert cache.lengths_B.tolist() == [20, 20, 20]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

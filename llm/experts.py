@@ -1,0 +1,78 @@
+"""A mixture of experts: each token goes to the few feed-forward layers that a router picks for it.
+
+Qwen3-MoE's shape (Yang et al. 2025). No expert has a capacity and no token is dropped: the tokens
+are sorted by expert, and each expert makes one product of those it got.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.config_model import ModelConfig
+from llm.decoder import Linear
+
+
+class Experts(nn.Module):
+    """Feed-forward layers side by side: SwiGLU, each with matrices of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n_experts, width, hidden = config.n_experts, config.d_model, config.d_ff
+        self.gate_proj = nn.Parameter(torch.empty(n_experts, hidden, width))
+        self.up_proj = nn.Parameter(torch.empty(n_experts, hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, width, hidden))
+
+    def forward(self, x_MD: Tensor, ends_N: Tensor) -> Tensor:
+        """Of M rows in the order of experts, the first `ends_N[0]` go to expert 0, and so on."""
+        gate_MF = _product(x_MD, self.gate_proj, ends_N)
+        up_MF = _product(x_MD, self.up_proj, ends_N)
+        return _product(F.silu(gate_MF) * up_MF, self.down_proj, ends_N)
+
+
+def _product(x_MD: Tensor, weights_NFD: Tensor, ends_N: Tensor) -> Tensor:
+    device = x_MD.device.type
+    if torch.is_autocast_enabled(device):  # Which torch does not know for this product.
+        dtype = torch.get_autocast_dtype(device)
+        x_MD, weights_NFD = x_MD.to(dtype), weights_NFD.to(dtype)
+    return F.grouped_mm(x_MD, weights_NFD.transpose(1, 2), offs=ends_N)
+
+
+class MixtureOfExperts(nn.Module):
+    """In place of a block's feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_experts, self.n_chosen = config.n_experts, config.n_experts_per_token
+        self.normalize = config.normalize_expert_weights
+        self.gate = Linear(config.d_model, config.n_experts)
+        self.experts = Experts(config)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """What the experts of each token make of it, and how unevenly they were chosen."""
+        x_MD = x_BTD.flatten(0, 1)
+        probabilities_MN = self.gate(x_MD).float().softmax(-1)
+        chosen_Mk, experts_Mk = probabilities_MN.topk(self.n_chosen, dim=-1)
+        counts_N = experts_Mk.new_zeros(self.n_experts, dtype=torch.int32).scatter_add(
+            0, experts_Mk.flatten(), torch.ones_like(experts_Mk.flatten(), dtype=torch.int32)
+        )
+        if self.normalize:
+            chosen_Mk = chosen_Mk / chosen_Mk.sum(-1, keepdim=True)
+        order = experts_Mk.flatten().argsort(stable=True)
+        ends_N = counts_N.cumsum(0, dtype=torch.int32)
+        y_sorted = self.experts(x_MD[order // self.n_chosen], ends_N)
+        # Back in the tokens' order by a gather, as a sum by index has no fixed order on a GPU.
+        y_MkD = y_sorted[order.argsort()].unflatten(0, (-1, self.n_chosen))
+        y_MD = (y_MkD * chosen_Mk[..., None].type_as(y_MkD)).sum(1)
+        return y_MD.view_as(x_BTD), imbalance(probabilities_MN, counts_N)
+
+
+def imbalance(probabilities_MN: Tensor, counts_N: Tensor) -> Tensor:
+    """The load-balancing loss (Fedus et al. 2022, equation 4), least where all get the same.
+
+    It is N times the sum over experts of their share of the tokens times their mean probability, so
+    that even routing to k experts has k.
+    """
+    shares_N = counts_N / probabilities_MN.shape[0]
+    return len(counts_N) * (shares_N * probabilities_MN.mean(0)).sum()
