@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm.config_model import ModelConfig, n_parameters
-from llm.depth import MOST_LAYERS, TOKENS_PER_PARAMETER, shape
+from llm.depth import MOST_LAYERS, TOKENS_PER_PARAMETER, shape, token_budget
 from llm.errors import ConfigError
 from llm.gpus import GPUS, Gpu
 from llm.scaling_law import CHINCHILLA
@@ -155,7 +155,7 @@ def tokens_for(config: ModelConfig, budget: Budget) -> float:
     """Tokens that the budget pays for, or Chinchilla's where it has no end."""
     flops = budget.flops()
     if flops is None:
-        return float(TOKENS_PER_PARAMETER * n_parameters(config))
+        return float(token_budget(config))
     return flops / training_flops_per_token(config)
 
 
@@ -171,7 +171,7 @@ def depth_for(budget: Budget, vocab_size: int, context_length: int) -> int:
     deepest = 0
     for depth in range(1, MOST_LAYERS + 1):
         config = dialled(depth, vocab_size, context_length)
-        needed = training_flops_per_token(config) * TOKENS_PER_PARAMETER * n_parameters(config)
+        needed = training_flops_per_token(config) * token_budget(config)
         fits = largest_batch(config, budget.gpu, checkpointing=True, n_devices=budget.n_devices)
         if needed > flops or not fits:
             break

@@ -24,10 +24,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters
 from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
+from llm.sizing import value_parameters
 
 ASPECT_RATIO = 64
 HEAD_DIMS, LEAST_HEADS = (128, 64, 32, 16), 6
@@ -101,8 +102,12 @@ def batch_tokens(tokens: float) -> float:
 
 
 def token_budget(model: ModelConfig) -> int:
-    """Tokens to train a model of this shape on. Raises ConfigError without a `vocab_size`."""
-    return TOKENS_PER_PARAMETER * n_parameters(model)
+    """Tokens to train a model of this shape on. Raises ConfigError without a `vocab_size`.
+
+    Of experts those count that a token goes to, and value embeddings do not: they are looked up,
+    and there are so many that they would ask for many times the tokens.
+    """
+    return TOKENS_PER_PARAMETER * (n_active_parameters(model) - value_parameters(model))
 
 
 def recipe(

@@ -32,6 +32,13 @@ def _llama(
     )  # fmt: skip
 
 
+def _gpt2(n_layers: int, d_model: int, n_heads: int) -> ModelConfig:
+    return ModelConfig(
+        family="gpt2", vocab_size=50257, context_length=1024, n_layers=n_layers, d_model=d_model,
+        n_heads=n_heads,
+    )  # fmt: skip
+
+
 _QWEN3 = ModelConfig(
     vocab_size=151936, context_length=4096, n_layers=28, d_model=1024, n_heads=16, n_kv_heads=8,
     head_dim=128, d_ff=3072, qk_norm=True, tie_embeddings=True, rope_theta=1e6, norm_eps=1e-6,
@@ -41,15 +48,18 @@ PRESETS = {
     "llama-1m": Preset(_llama(2048, 256, 4, 128, 4, 4, 320, tied=True), 1_016_960, "ours"),
     "llama-10m": Preset(_llama(8192, 512, 6, 320, 5, 5, 896, tied=True), 10_244_160, "ours"),
     "llama-50m": Preset(_llama(32768, 1024, 9, 576, 9, 9, 1536, tied=True), 54_717_120, "ours"),
+    "gpt2": Preset(_gpt2(12, 768, 12), 124_439_808, "Radford et al. 2019"),
     "smollm2-135m": Preset(
         _llama(49152, 2048, 30, 576, 9, 3, 1536, tied=True, rope_theta=100000.0),
         134_515_008, "Allal et al. 2025",
     ),
+    "gpt2-medium": Preset(_gpt2(24, 1024, 16), 354_823_168, "Radford et al. 2019"),
     "smollm2-360m": Preset(
         _llama(49152, 2048, 32, 960, 15, 5, 2560, tied=True, rope_theta=100000.0),
         361_821_120, "Allal et al. 2025",
     ),
     "qwen3-0.6b": Preset(_QWEN3, 596_049_920, "Yang et al. 2025"),
+    "gpt2-large": Preset(_gpt2(36, 1280, 20), 774_030_080, "Radford et al. 2019"),
     "tinyllama-1.1b": Preset(
         _llama(32000, 2048, 22, 2048, 32, 4, 5632), 1_100_048_384, "Zhang et al. 2024"
     ),
@@ -57,6 +67,7 @@ PRESETS = {
         _llama(128256, 8192, 16, 2048, 32, 8, 8192, tied=True, rope_theta=500000.0),
         1_235_814_400, "Llama 3.2's model card",
     ),
+    "gpt2-xl": Preset(_gpt2(48, 1600, 25), 1_557_611_200, "Radford et al. 2019"),
     "llama-3.2-3b": Preset(
         _llama(128256, 8192, 28, 3072, 24, 8, 8192, tied=True, rope_theta=500000.0),
         3_212_749_824, "Llama 3.2's model card",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters, n_parameters
 from llm.gpus import Gpu
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -21,10 +21,23 @@ Dtype = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "muon"]
 
 
+def embedding_parameters(config: ModelConfig) -> int:
+    """Parameters of the embeddings of tokens and positions, and of an output layer of its own."""
+    tokens = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    positions = config.context_length * config.d_model if config.family == "gpt2" else 0
+    return tokens + positions + value_parameters(config)
+
+
+def value_parameters(config: ModelConfig) -> int:
+    """Parameters of the value embeddings of a `speedrun`."""
+    return len(config.value_layers) * config.vocab_size * config.n_kv_heads * config.head_dim
+
+
 def multiplied_parameters(config: ModelConfig) -> int:
-    """Parameters that a token is multiplied by: all but an embedding that is only looked up."""
-    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.d_model
-    return n_parameters(config) - looked_up
+    """Parameters that a token is multiplied by: those of the blocks, without the experts it does
+    not go to, and the output layer, but no embedding that is only looked up."""
+    blocks = n_active_parameters(config) - embedding_parameters(config)
+    return blocks + config.vocab_size * config.d_model
 
 
 def forward_flops_per_token(config: ModelConfig, attended: float | None = None) -> float:
@@ -75,8 +88,7 @@ def training_memory(
     blocks' matrices.
     """
     total = n_parameters(config)
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    with_muon = total - embeddings if optimizer == "muon" else 0
+    with_muon = total - embedding_parameters(config) if optimizer == "muon" else 0
     copies = BFLOAT16 * multiplied_parameters(config) if dtype == "bfloat16" else 0
     return Memory(
         weights=(FLOAT32 * total + copies) / n_devices,
@@ -102,7 +114,7 @@ def activation_bytes(
     in_products = (
         2 * config.d_model  # Inputs of the two halves of the block.
         + (3 * heads + 2 * config.n_heads) * config.head_dim  # Around rotation and attention.
-        + 4 * config.d_ff  # Gate, its activation, up, and what the two make.
+        + _feed_forward_numbers(config)
     )
     in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
     block = in_products * product + in_norms * FLOAT32
@@ -111,6 +123,14 @@ def activation_bytes(
         blocks = config.n_layers * config.d_model * FLOAT32 + block
     logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
     return batch_size * config.context_length * (blocks + config.vocab_size * logits)
+
+
+def _feed_forward_numbers(config: ModelConfig) -> int:
+    """Numbers kept inside the feed-forward layer for each token."""
+    if config.family != "llama":
+        return 2 * config.d_ff  # Before and after the activation.
+    experts = config.n_experts_per_token if config.n_experts else 1
+    return 4 * config.d_ff * experts  # Gate, its activation, up, and what the two make.
 
 
 def largest_batch(

@@ -28,8 +28,8 @@ def sized(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 
 @pytest.mark.parametrize(
     "what, name",
-    [("7b", "llama-2-7b"), ("llama-2-7b", "llama-2-7b"), ("8.03e9", "llama-3-8b"),
-     ("30m", "depth 5"), ("depth=12", "depth 12"), ("d12", "depth 12")],
+    [("7b", "llama-2-7b"), ("124m", "gpt2"), ("GPT2", "gpt2"), ("llama-2-7b", "llama-2-7b"),
+     ("8.03e9", "llama-3-8b"), ("30m", "depth 5"), ("depth=12", "depth 12"), ("d12", "depth 12")],
 )  # fmt: skip
 def test_a_model_is_named_in_many_ways(
     capsys: pytest.CaptureFixture[str], what: str, name: str

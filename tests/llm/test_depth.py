@@ -23,6 +23,21 @@ def test_every_depth_is_a_model(depth: int) -> None:
     assert made.n_heads >= 6 or made.head_dim == 16
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "speedrun"])
+def test_the_dial_turns_every_family(family: str) -> None:
+    made = ModelConfig(**shape(6, {"family": family, "vocab_size": 8192}))
+    assert (made.n_layers, made.d_model, made.n_heads) == (6, 384, 6)
+    assert made.qk_norm == (family != "gpt2")
+    ratio = token_budget(made) / token_budget(model(6, 8192))
+    assert 0.7 < ratio < 1.3
+
+
+def test_experts_that_a_token_does_not_go_to_ask_for_no_tokens() -> None:
+    given = {"vocab_size": 8192, "n_experts_per_token": 2, "d_ff": 512}
+    few, many = (ModelConfig(**shape(6, given | {"n_experts": n})) for n in (4, 64))
+    assert token_budget(many) == pytest.approx(token_budget(few), rel=0.05)
+
+
 @pytest.mark.parametrize("depth", [12, 20, 24, 26, 32])
 def test_large_depths_have_nanochats_shape(depth: int) -> None:
     # nanochat, scripts/base_train.py: --depth, aspect ratio 64, heads of 128.

@@ -22,6 +22,15 @@ def test_transformers_counts_the_same(name: str) -> None:
 
 
 def _in_transformers(config: ModelConfig) -> AutoConfig:
+    if config.family == "gpt2":
+        return AutoConfig.for_model(
+            "gpt2",
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+        )
     return AutoConfig.for_model(
         "qwen3" if config.qk_norm else "llama",
         vocab_size=config.vocab_size,
@@ -45,7 +54,8 @@ def test_presets_go_from_one_million_to_beyond_seven_billion() -> None:
 @pytest.mark.parametrize(
     "parameters, name",
     [(7e9, "llama-2-7b"), (1e9, "tinyllama-1.1b"), (3e9, "llama-3.2-3b"), (8e9, "llama-3-8b"),
-     (1e6, "llama-1m"), (1.05e7, "llama-10m"), (3e7, None), (1e11, None)],
+     (124e6, "gpt2"), (350e6, "gpt2-medium"), (1e6, "llama-1m"), (1.05e7, "llama-10m"),
+     (3e7, None), (1e11, None)],
 )  # fmt: skip
 def test_a_count_means_the_preset_that_is_near(parameters: float, name: str | None) -> None:
     assert nearest_preset(parameters) == name
