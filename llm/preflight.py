@@ -23,10 +23,9 @@ from llm.config_train import TrainSpec
 from llm.environment import Environment, begin
 from llm.errors import ConfigError
 from llm.parallel import World
+from llm.sizing import FLOAT32, activation_bytes, embedding_parameters
 from llm.train import Inputs, fresh, micro_batches, open_inputs, update
 
-FLOAT32, BFLOAT16 = 4, 2
-"""Bytes of a number."""
 MIB = 1 << 20
 
 REHEARSED_STEPS = 3
@@ -100,33 +99,6 @@ def preflight(spec: TrainSpec) -> Preflight:
     return found
 
 
-def activation_bytes(
-    config: ModelConfig, batch_size: int, dtype: Literal["float32", "bfloat16"]
-) -> int:
-    """Bytes that one micro-batch takes at its peak, which is in the loss.
-
-    Counted per token as in Korthikanti et al. 2022 (section 4.1), for this block instead of
-    theirs: the inputs of every product, norm and activation are kept for the backward pass, the
-    scores of attention are not. Norms and the loss work in float32 whatever the dtype of the
-    products. Meant to be a little too much rather than too little.
-    """
-    product = FLOAT32 if dtype == "float32" else BFLOAT16
-    heads = config.n_heads + config.n_kv_heads
-    in_products = (
-        2 * config.d_model  # Inputs of the two halves of the block.
-        + (3 * heads + 2 * config.n_heads) * config.head_dim  # Around rotation and attention.
-        + 4 * config.d_ff  # Gate, its activation, up, and what the two make.
-    )
-    in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
-    per_layer = in_products * product + in_norms * FLOAT32
-    logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
-    return (
-        batch_size
-        * config.context_length
-        * (config.n_layers * per_layer + config.vocab_size * logits)
-    )
-
-
 def rehearse(
     spec: TrainSpec, inputs: Inputs, environment: Environment
 ) -> tuple[list[float], float]:
@@ -148,8 +120,7 @@ def _state_bytes(spec: TrainSpec, config: ModelConfig) -> int:
     AdamW keeps two numbers for each weight (Kingma and Ba 2015), Muon one (Jordan et al. 2024).
     """
     total = n_parameters(config)
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    with_muon = total - embeddings if spec.train.optim.optimizer == "muon" else 0
+    with_muon = total - embedding_parameters(config) if spec.train.optim.optimizer == "muon" else 0
     return (total + 2 * (total - with_muon) + with_muon) * FLOAT32
 
 
