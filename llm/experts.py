@@ -6,6 +6,8 @@ are sorted by expert, and each expert makes one product of those it got.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,11 +34,55 @@ class Experts(nn.Module):
 
 
 def _product(x_MD: Tensor, weights_NFD: Tensor, ends_N: Tensor) -> Tensor:
+    """Each expert's rows times its matrix: [M, D] to [M, F]."""
     device = x_MD.device.type
-    if torch.is_autocast_enabled(device):  # Which torch does not know for this product.
+    if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_MD, weights_NFD = x_MD.to(dtype), weights_NFD.to(dtype)
-    return F.grouped_mm(x_MD, weights_NFD.transpose(1, 2), offs=ends_N)
+    return _grouped_product(x_MD, weights_NFD, ends_N)
+
+
+# An operator of its own, as how many rows an expert gets is known only when it runs, and torch's
+# `grouped_mm` compiles for bf16 alone.
+
+
+def _rows(ends_N: Tensor) -> list[slice]:
+    ends = ends_N.tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+@torch.library.custom_op("loam::grouped_product", mutates_args=())
+def _grouped_product(x_MD: Tensor, weights_NFD: Tensor, ends_N: Tensor) -> Tensor:
+    y_MF = x_MD.new_empty(len(x_MD), weights_NFD.shape[1])
+    for rows, weights_FD in zip(_rows(ends_N), weights_NFD, strict=True):
+        torch.mm(x_MD[rows], weights_FD.t(), out=y_MF[rows])
+    return y_MF
+
+
+@torch.library.custom_op("loam::grouped_product_backward", mutates_args=())
+def _grouped_product_backward(
+    dy_MF: Tensor, x_MD: Tensor, weights_NFD: Tensor, ends_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    dx_MD, dweights_NFD = torch.empty_like(x_MD), torch.empty_like(weights_NFD)
+    for n, rows in enumerate(_rows(ends_N)):
+        torch.mm(dy_MF[rows], weights_NFD[n], out=dx_MD[rows])
+        torch.mm(dy_MF[rows].t(), x_MD[rows], out=dweights_NFD[n])
+    return dx_MD, dweights_NFD
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dy_MF: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_grouped_product_backward(dy_MF, *ctx.saved_tensors), None)
+
+
+_grouped_product.register_fake(lambda x, weights, ends: x.new_empty(len(x), weights.shape[1]))
+_grouped_product_backward.register_fake(
+    lambda dy, x, weights, ends: (torch.empty_like(x), torch.empty_like(weights))
+)
+_grouped_product.register_autograd(_backward, setup_context=_save)
 
 
 class MixtureOfExperts(nn.Module):
