@@ -17,6 +17,10 @@ FLOAT32, BFLOAT16 = 4, 2
 USABLE = 0.9
 """Share of a device's memory that is ours to fill: the rest is the runtime and fragments."""
 
+RECOMPUTED = 1.25
+"""Times the activations of a block that its backward pass holds, with their gradients; measured on
+the three families, as `tests/llm/test_sizing.py` does."""
+
 Dtype = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "muon"]
 
@@ -106,8 +110,9 @@ def activation_bytes(
     Counted per token as in Korthikanti et al. 2022 (section 4.1), for this block instead of
     theirs: the inputs of every product, norm and activation are kept for the backward pass, the
     scores of attention are not. Norms and the loss work in float32 whatever the dtype of the
-    products. With checkpointing (Chen et al. 2016) a block keeps its input alone, and one block at
-    a time is computed again. Meant to be a little too much rather than too little.
+    products. With checkpointing (Chen et al. 2016) a block keeps its input alone, and beside these
+    lies either the loss or one block that is computed again. Meant to be a little too much rather
+    than too little.
     """
     product = FLOAT32 if dtype == "float32" else BFLOAT16
     heads = config.n_heads + config.n_kv_heads
@@ -118,11 +123,12 @@ def activation_bytes(
     )
     in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
     block = in_products * product + in_norms * FLOAT32
-    blocks = config.n_layers * block
-    if checkpointing:
-        blocks = config.n_layers * config.d_model * FLOAT32 + block
     logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
-    return batch_size * config.context_length * (blocks + config.vocab_size * logits)
+    in_loss = config.vocab_size * logits
+    peak = config.n_layers * block + in_loss
+    if checkpointing:
+        peak = config.n_layers * config.d_model * FLOAT32 + max(RECOMPUTED * block, in_loss)
+    return round(batch_size * config.context_length * peak)
 
 
 def _feed_forward_numbers(config: ModelConfig) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from llm.config_model import ModelConfig, n_parameters
 from llm.depth import shape
 from llm.errors import ConfigError
+from llm.families import build_model
 from llm.gpus import GPUS, find_gpu
 from llm.presets import PRESETS
 from llm.sizing import (
@@ -131,3 +137,38 @@ def test_a_gpu_is_found_by_its_name_or_by_its_figures() -> None:
         find_gpu("h1oo")
     with pytest.raises(ConfigError, match="TFLOPS:GB"):
         find_gpu("1:2")
+
+
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"qk_norm": True},
+    "experts": {"qk_norm": True, "n_experts": 4},
+    "gpt2": {"family": "gpt2"},
+    "speedrun": {"family": "speedrun"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_the_allocator_sees_or_a_little_more(
+    family: str, dtype: Any, checkpointing: bool
+) -> None:
+    config = ModelConfig(
+        **FAMILIES[family], context_length=64, n_layers=8, d_model=128, n_heads=4, vocab_size=1000
+    )
+    model = build_model(config)
+    model.checkpoint_activations = checkpointing
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # So that gradients are not counted.
+    tokens_BT = torch.randint(config.vocab_size, (8, 64))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model.loss(tokens_BT, tokens_BT)
+        loss.backward()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    peak = max(itertools.accumulate(event.nbytes() for event in events))
+    copies = 2 * multiplied_parameters(config) if dtype == "bfloat16" else 0
+    expected = activation_bytes(config, 8, dtype, checkpointing) + copies
+    assert 0.9 <= expected / peak <= 1.5
