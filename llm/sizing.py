@@ -125,7 +125,7 @@ def activation_bytes(
     block = in_products * product + in_norms * FLOAT32
     logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
     in_loss = config.vocab_size * logits
-    peak = config.n_layers * block + in_loss
+    peak: float = config.n_layers * block + in_loss
     if checkpointing:
         peak = config.n_layers * config.d_model * FLOAT32 + max(RECOMPUTED * block, in_loss)
     return round(batch_size * config.context_length * peak)
