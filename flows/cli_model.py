@@ -56,14 +56,14 @@ def generate(
     """
     place = store_at(store)
     version = _find_version(place, model)
-    from llm.export import load_exported
     from llm.generate import generate as continue_texts
+    from llm.import_huggingface import import_huggingface
     from llm.tokenizer import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, ref in version.files.items():
             (Path(folder) / name).write_bytes(place.read_bytes(ref))
-        loaded, _ = load_exported(Path(folder))
+        loaded = import_huggingface(Path(folder))
         tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
     start = [tokenizer.eot_id, *map(int, tokenizer.encode_batch([prompt])[0])]
     made = continue_texts(
