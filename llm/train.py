@@ -43,7 +43,7 @@ from torch import Tensor
 from llm import checkpoint, files, parallel
 from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainConfig, TrainSpec
-from llm.data import Loader, Prepared, prepare
+from llm.data import Prepared, prepare
 from llm.decoder import IGNORED_TARGET, Decoder
 from llm.environment import Environment, begin, rng_state, set_rng_state
 from llm.errors import ConfigError, LoamError
@@ -63,7 +63,6 @@ SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 200
 """nanoGPT's defaults in `sample.py`."""
 
 _log = logging.getLogger(__name__)
-Batch = tuple[Tensor, Tensor]
 
 
 class Interrupted(LoamError):
@@ -150,7 +149,10 @@ def open_inputs(spec: TrainSpec) -> Inputs:
         )
         for split in ("train", "validation")
     )
-    loader = Loader(train, model_config.context_length, spec.train.batch_size, spec.train.seed)
+    config = spec.train
+    loader = Loader(
+        train, model_config.context_length, config.batch_size, config.seed, config.data
+    )
     sha256 = hashlib.sha256(body).hexdigest()
     return Inputs(tokenizer, sha256, train, validation, loader, model_config)
 
@@ -168,10 +170,8 @@ def fresh(inputs: Inputs, config: TrainConfig, environment: Environment) -> Run:
 def micro_batches(inputs: Inputs, config: TrainConfig, step: int, world: World) -> list[Batch]:
     """This rank's rows of the batches whose gradients make the update after `step` updates."""
     first = step * config.accumulation_steps
-    share = config.batch_size // world.world_size
-    rows = slice(world.rank * share, (world.rank + 1) * share)
-    batches = (inputs.loader.batch(first + i) for i in range(config.accumulation_steps))
-    return [(inputs_BT[rows], targets_BT[rows]) for inputs_BT, targets_BT in batches]
+    steps = range(first, first + config.accumulation_steps)
+    return [inputs.loader.batch(i, world.rank, world.world_size) for i in steps]
 
 
 def update(
@@ -186,14 +186,16 @@ def update(
     that accumulation and the number of ranks change memory and not the mathematics.
     """
     set_schedule(run.optimizers, run.step, config.steps, config.optim)
-    counted = sum((targets != IGNORED_TARGET).sum() for _, targets in batches)
-    n_targets = int(parallel.sum_over_ranks(torch.as_tensor(counted)))
+    counted = sum(batch.n_targets for batch in batches)
+    n_targets = int(parallel.sum_over_ranks(torch.tensor(counted)))
     total = torch.zeros((), device=environment.device)
-    for i, (inputs_BT, targets_BT) in enumerate(batches):
-        inputs_BT, targets_BT = inputs_BT.to(environment.device), targets_BT.to(environment.device)
+    for i, here in enumerate(batches):
+        batch = here.to(environment.device)
         with run.wrapped.micro_batch(last=i == len(batches) - 1):
             with environment.autocast():
-                loss = run.wrapped.loss(inputs_BT, targets_BT, "sum") / n_targets
+                inputs_BT, targets_BT = batch.inputs_BT, batch.targets_BT
+                loss = run.wrapped.loss(inputs_BT, targets_BT, "sum", batch.documents_BT)
+                loss = loss / n_targets
             loss.backward()
         total += loss.detach()
     limit = config.optim.grad_clip or math.inf
@@ -473,6 +475,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, ask_to_stop)
     if options.stop_at_eof:
         threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
+    code = 0
     try:
         spec = read_spec(options.spec)
         if is_main and not files.exists(f"{spec.run_url}/run.json"):
@@ -482,11 +485,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as pause:
         if is_main:
             print(pause, file=sys.stderr)
-        return EX_TEMPFAIL
+        code = EX_TEMPFAIL
     except LoamError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        code = 2
+    parallel.end()
+    return code
 
 
 def _stop_at_eof(stop: threading.Event) -> None:
