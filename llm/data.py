@@ -1,19 +1,8 @@
-"""Training data: from a dataset file to batches of windows, in an order drawn from ids alone.
+"""Training data: a split of a dataset, copied to local disk as one stream of tokens.
 
 A dataset file is a Parquet of `object`, `row`, `id`, `length`, `n_bytes`, `split`, `source`: which
 documents there are, and in which row of which token shard each one's tokens lie. Shards hold no
 special tokens; on reading, every document is preceded by `<|endoftext|>` and so costs length + 1.
-
-The order of training, for a seed and an epoch:
-1. The top bits of a document's id choose its bucket. The number of buckets is a power of two set
-   by the tokens of the split.
-2. Buckets are permuted by (seed, epoch); documents inside a bucket by hash(seed, epoch, id).
-3. The documents of a bucket form one stream, cut into windows. No window crosses a bucket.
-4. The windows of a bucket are permuted by (seed, epoch, bucket), so that a batch mixes documents.
-
-So the order depends on nothing but ids and lengths: not on shards, object names, row numbers or
-the order of the dataset file. A document added or removed disturbs its own bucket only, and any
-position is found without reading what comes before it.
 
 Shapes: B windows of a batch, T tokens of context, S tokens of a stream.
 """
@@ -34,15 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-import xxhash
 
-from llm.errors import ConfigError, DataError, StorageError
+from llm.errors import DataError, StorageError
 from llm.files import arrow_filesystem, read_bytes
 
-BUCKET_TOKENS = 1 << 24  # 32 MiB as uint16: what a loader holds in memory at a time.
 IGNORED = -100  # The target that torch's cross-entropy leaves out.
-_LAYOUT = 1  # Part of the name of what `prepare` writes; raise it when the layout changes.
+_LAYOUT = 2  # Part of the name of what `prepare` writes; raise it when the layout changes.
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,8 @@ class Prepared:
     split: str
     eot_id: int
     digest: str
-    """sha256 of ids, lengths, bytes and tokens: equal data, equal digest, whatever the shards."""
+    """sha256 of ids, lengths, bytes, sources and tokens: equal data, equal digest, whatever the
+    shards."""
     tokens_S: np.ndarray
     """The stream, uint16 or uint32: eot, tokens of document 0, eot, tokens of document 1, ..."""
     ids: np.ndarray
@@ -61,6 +48,10 @@ class Prepared:
     """(n_documents + 1,) int64: where each document's eot stands in the stream, and its end."""
     n_bytes: np.ndarray
     """(n_documents,) int64: the UTF-8 bytes of each document's text."""
+    sources: tuple[str, ...]
+    """Names of the sources, sorted."""
+    source: np.ndarray
+    """(n_documents,) int64: which of them each document is from."""
 
     @property
     def n_documents(self) -> int:
@@ -115,13 +106,15 @@ class _Documents:
     ids: np.ndarray
     starts: np.ndarray
     n_bytes: np.ndarray
+    sources: list[str]
+    source: np.ndarray
     rows: np.ndarray
     objects: list[str]
     object_indices: np.ndarray
 
     @classmethod
     def read(cls, body: bytes, split: str, url: str) -> _Documents:
-        columns = ["object", "row", "id", "length", "n_bytes", "split"]
+        columns = ["object", "row", "id", "length", "n_bytes", "split", "source"]
         try:
             table = pq.read_table(pa.BufferReader(body), columns=columns)
         except (pa.ArrowException, KeyError) as error:
@@ -137,10 +130,14 @@ class _Documents:
         if twice.any():
             raise DataError(f"{url}: id {_hex(ids[np.argmax(twice)])} comes twice in {split!r}")
         encoded = chosen["object"].combine_chunks().dictionary_encode()
+        sources = sorted(map(str, chosen["source"].unique().to_pylist()))
+        source = pc.index_in(chosen["source"].cast(pa.string()), pa.array(sources, pa.string()))
         return cls(
             ids=ids,
             starts=np.concatenate(([0], np.cumsum(_int64(chosen["length"])[order] + 1))),
             n_bytes=_int64(chosen["n_bytes"])[order],
+            sources=sources,
+            source=_int64(source)[order],
             rows=_int64(chosen["row"])[order],
             objects=encoded.dictionary.to_pylist(),
             object_indices=encoded.indices.to_numpy()[order],
@@ -172,13 +169,15 @@ def _write(folder: Path, documents: _Documents, base_url: str, index: dict[str, 
     if not fits and not _write_tokens(path, documents, base_url, eot_id, wide):
         raise DataError(f"a token or the eot_id {eot_id} is above 2^32 - 1; no tokenizer has such")
     digest = hashlib.sha256()
-    for name in ("ids", "starts", "n_bytes"):
+    digest.update(json.dumps(documents.sources).encode())
+    for name in ("ids", "starts", "n_bytes", "source"):
         array = getattr(documents, name)
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
+    index["sources"] = documents.sources
     index = index | {"dtype": (narrow if fits else wide).name, "digest": digest.hexdigest()}
     staged = folder / "index.json.staged"
     staged.write_text(json.dumps(index, sort_keys=True))
@@ -278,6 +277,8 @@ def _open(folder: Path) -> Prepared:
         ids=np.load(folder / "ids.npy"),
         starts=np.load(folder / "starts.npy"),
         n_bytes=np.load(folder / "n_bytes.npy"),
+        sources=tuple(index["sources"]),
+        source=np.load(folder / "source.npy"),
     )
 
 
@@ -320,132 +321,3 @@ def validation_windows(prepared: Prepared, context_length: int) -> Windows:
     A single document of c1, c2, ... gives the inputs eot, c1, ... and the targets c1, c2, ...
     """
     return Windows(prepared.tokens_S, context_length, prepared.eot_id)
-
-
-def n_buckets(n_tokens: int, bucket_tokens: int = BUCKET_TOKENS) -> int:
-    """The least power of two whose buckets hold `bucket_tokens` or fewer on average."""
-    return 1 << max(0, (n_tokens - 1) // bucket_tokens).bit_length()
-
-
-class Loader:
-    """Batches of windows in training order. `batch` is a pure function of its index.
-
-    One bucket is in memory at a time: about 16 Mi tokens, however large the split.
-    """
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        *,
-        bucket_tokens: int = BUCKET_TOKENS,
-    ) -> None:
-        """Raises ConfigError for impossible sizes, DataError for a split without two tokens."""
-        if context_length < 1 or batch_size < 1:
-            raise ConfigError(
-                f"context_length is {context_length} and batch_size {batch_size}; "
-                "both must be at least 1"
-            )
-        self.prepared, self.seed = prepared, seed
-        self.context_length, self.batch_size = context_length, batch_size
-        buckets = n_buckets(len(prepared.tokens_S), bucket_tokens)
-        self._first_documents = _bucket_bounds(prepared.ids[:, 0], buckets)
-        n_targets = np.maximum(0, np.diff(prepared.starts[self._first_documents]) - 1)
-        self.tokens_per_epoch = int(n_targets.sum())
-        self._n_windows = -(-n_targets // context_length)
-        self._windows_per_epoch = int(self._n_windows.sum())
-        if not self.tokens_per_epoch:
-            raise DataError(f"split {prepared.split!r} has no token to predict; add documents")
-        self._epoch = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
-        self._bucket: tuple[int, int, Windows, np.ndarray] | None = None
-
-    def n_windows(self, epoch: int = 0) -> int:
-        """Windows of an epoch, the same for each: shuffling moves documents inside buckets."""
-        return self._windows_per_epoch
-
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of global micro-batch `step`, each (B, T) int64.
-
-        Epochs follow each other without a gap: a batch may hold the end of one and the beginning
-        of the next. Targets that do not count are `IGNORED`.
-        """
-        first = step * self.batch_size
-        parts = list(self._parts(first, first + self.batch_size))
-        inputs_BT = torch.from_numpy(np.concatenate([inputs for inputs, _ in parts]))
-        targets_BT = torch.from_numpy(np.concatenate([targets for _, targets in parts]))
-        return inputs_BT, targets_BT
-
-    def _parts(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The windows `first` to `last` (exclusive) of all epochs, bucket by bucket."""
-        while first < last:
-            epoch, position = divmod(first, self._windows_per_epoch)
-            buckets, ends = self._order_of(epoch)
-            place = int(np.searchsorted(ends, position, side="right"))
-            bucket = int(buckets[place])
-            windows, order = self._assemble(epoch, bucket)
-            inside = position - (int(ends[place]) - len(windows))
-            rows = order[inside : inside + last - first]
-            yield windows.take(rows)
-            first += len(rows)
-
-    def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's buckets in order, and after how many windows each one ends."""
-        if self._epoch[0] != epoch:
-            buckets = _permutation(len(self._n_windows), "buckets", self.seed, epoch)
-            self._epoch = (epoch, buckets, np.cumsum(self._n_windows[buckets]))
-        return self._epoch[1], self._epoch[2]
-
-    def _assemble(self, epoch: int, bucket: int) -> tuple[Windows, np.ndarray]:
-        """The bucket's windows, and the order to take them in."""
-        if self._bucket is None or self._bucket[:2] != (epoch, bucket):
-            self._bucket = None  # Free the last one before the next is made.
-            prepared = self.prepared
-            documents = np.arange(*self._first_documents[bucket : bucket + 2])
-            high, low = prepared.ids[documents].T
-            key = _key("documents", self.seed, epoch)
-            documents = documents[np.argsort(_mix(low ^ _mix(high + key)), kind="stable")]
-            stream_S = _gather(prepared.tokens_S, prepared.starts, documents)
-            windows = Windows(stream_S, self.context_length, prepared.eot_id)
-            order = _permutation(len(windows), "windows", self.seed, epoch, bucket)
-            self._bucket = (epoch, bucket, windows, order)
-        return self._bucket[2:]
-
-
-def _bucket_bounds(high: np.ndarray, buckets: int) -> np.ndarray:
-    """(buckets + 1,): the first document of each bucket, given the upper halves of sorted ids."""
-    starts = np.arange(1, buckets, dtype=np.uint64) << np.uint64(64 - (buckets.bit_length() - 1))
-    return np.concatenate(([0], np.searchsorted(high, starts), [len(high)]))
-
-
-def _gather(tokens_S: np.ndarray, starts: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """The stream of `documents` in the order given, each with its eot."""
-    lengths = starts[documents + 1] - starts[documents]
-    ends = np.cumsum(lengths)
-    stream_S = np.empty(int(lengths.sum()), tokens_S.dtype)
-    for i in range(0, len(documents), 512):  # Few enough that the indices stay in cache.
-        here = slice(i, i + 512)
-        first, last = ends[i] - lengths[i], ends[here][-1]
-        shift = starts[documents[here]] - (ends[here] - lengths[here])
-        places = np.repeat(shift, lengths[here])
-        places += np.arange(first, last)
-        stream_S[first:last] = tokens_S[places]
-    return stream_S
-
-
-def _key(purpose: str, *numbers: int) -> np.uint64:
-    return np.uint64(xxhash.xxh3_64_intdigest(f"{purpose} {numbers}".encode()))
-
-
-def _permutation(n: int, purpose: str, *numbers: int) -> np.ndarray:
-    """A permutation of range(n) that the arguments decide, on every machine and numpy alike."""
-    return np.argsort(_mix(np.arange(n, dtype=np.uint64) + _key(purpose, *numbers)), kind="stable")
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014): a bijection that looks random."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -196,7 +196,8 @@ class Grown:
 
     @classmethod
     def of(cls, store: Store, cache: Path, made: Sequence[Manifest], data: Manifest) -> Grown:
-        from llm.data import Loader, prepare
+        from llm.data import prepare
+        from llm.loader import Loader
 
         stages = {
             f"{m.stage} {m.summary.get('source', '')}".strip(): (
@@ -210,7 +211,7 @@ class Grown:
         loader = Loader(prepared, CONTEXT_LENGTH, BATCH_SIZE, SEED, bucket_tokens=512)
         steps = -(-2 * loader.n_windows() // BATCH_SIZE)
         batches = (loader.batch(step) for step in range(steps))
-        windows = [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
+        windows = [(batch.inputs_BT.tolist(), batch.targets_BT.tolist()) for batch in batches]
         ids = store.read_table(data.object("dataset"), DATASET, ["id"])["id"].to_pylist()
         return cls(stages, set(ids), windows)
 
