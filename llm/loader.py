@@ -30,7 +30,7 @@ from torch import Tensor
 from llm.config_data import DataConfig
 from llm.data import IGNORED, Prepared
 from llm.errors import ConfigError, DataError
-from llm.packing import Packing, best_fit, cut_stream, fill
+from llm.packing import Packing, best_fit, cut_stream, fill, number_documents
 
 Ints = npt.NDArray[np.int64]
 
@@ -119,8 +119,7 @@ class Loader:
         share = self.batch_size // world_size
         first = step * self.batch_size + rank * share
         shape = (share, self.context_length)
-        inputs_BT = np.full(shape, self.prepared.eot_id, np.int64)
-        targets_BT = np.full(shape, IGNORED, np.int64)
+        inputs_BT, targets_BT = np.empty(shape, np.int64), np.empty(shape, np.int64)
         documents_BT = np.empty(shape if self.data.document_mask else (0, 0), np.int64)
         arrays = (inputs_BT, targets_BT, documents_BT)
         if len(self._orders) == 1:
@@ -237,9 +236,13 @@ class _Order:
             packing, stream_S, order = self._assemble(epoch, int(buckets[place]))
             inside = position - (int(ends[place]) - len(packing))
             windows = order[inside : inside + n_rows - row]
-            rows = [array[row : row + len(windows)] for array in arrays]
-            pieces = (packing.starts, packing.lengths, packing.bounds)
-            fill(windows, *pieces, stream_S, self.prepared.eot_id, *rows)
+            inputs, targets, documents = (array[row : row + len(windows)] for array in arrays)
+            eot_id, lengths, bounds = self.prepared.eot_id, packing.lengths, packing.bounds
+            fill(
+                windows, packing.starts, lengths, bounds, stream_S, eot_id, IGNORED, inputs, targets
+            )
+            if len(documents):
+                number_documents(windows, lengths, bounds, eot_id, inputs, documents)
             row += len(windows)
 
     def _order_of(self, epoch: int) -> tuple[Ints, Ints]:

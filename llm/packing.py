@@ -140,25 +140,37 @@ def _pour(starts, lengths, room):
 
 
 @njit(cache=True)
-def fill(windows, starts, lengths, bounds, stream_S, eot_id, inputs_BT, targets_BT, documents_BT):
-    """Writes windows of a packing, whose pairs are those of a stream, into rows of a batch.
+def fill(windows, starts, lengths, bounds, stream_S, eot_id, ignored, inputs_BT, targets_BT):
+    """Writes windows of a packing, whose pairs are those of a stream, into the rows of a batch.
 
-    The rows are there already as padding: inputs eot, targets ignored. A document of the window is
-    a piece of the packing, and inside a piece whatever begins with an eot; padding comes last and
-    has a number of its own. With `documents_BT` of no rows, documents are not numbered.
+    What is left of a row is padding: eot as input, `ignored` as target.
     """
-    numbered = len(documents_BT) > 0
     for row in range(len(windows)):
-        place, document = 0, -1
+        place = 0
         for piece in range(bounds[windows[row]], bounds[windows[row] + 1]):
             start, length = starts[piece], lengths[piece]
             for k in range(length):
-                token = stream_S[start + k]
-                inputs_BT[row, place + k] = token
-                targets_BT[row, place + k] = stream_S[start + k + 1]
-                if numbered:
-                    document += k == 0 or token == eot_id
-                    documents_BT[row, place + k] = document
+                inputs_BT[row, place + k] = stream_S[start + k]
+            for k in range(length):
+                targets_BT[row, place + k] = stream_S[start + 1 + k]
             place += length
-        if numbered:
-            documents_BT[row, place:] = document + 1
+        inputs_BT[row, place:] = eot_id
+        targets_BT[row, place:] = ignored
+
+
+@njit(cache=True)
+def number_documents(windows, lengths, bounds, eot_id, inputs_BT, documents_BT):
+    """Numbers the documents of the windows in the rows of a batch that `fill` has written.
+
+    A document of a window is a piece of the packing, and inside a piece whatever begins with an
+    eot. Padding comes last and has a number of its own.
+    """
+    for row in range(len(windows)):
+        place, document = 0, -1
+        for piece in range(bounds[windows[row]], bounds[windows[row] + 1]):
+            document += inputs_BT[row, place] != eot_id
+            for k in range(place, place + lengths[piece]):
+                document += inputs_BT[row, k] == eot_id
+                documents_BT[row, k] = document
+            place += lengths[piece]
+        documents_BT[row, place:] = document + 1
