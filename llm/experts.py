@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llm.config_model import ModelConfig
 from llm.decoder import Linear
+from llm.parallel import mean_over_ranks
 
 
 class Experts(nn.Module):
@@ -118,7 +119,8 @@ def imbalance(probabilities_MN: Tensor, counts_N: Tensor) -> Tensor:
     """The load-balancing loss (Fedus et al. 2022, equation 4), least where all get the same.
 
     It is N times the sum over experts of their share of the tokens times their mean probability, so
-    that even routing to k experts has k.
+    that even routing to k experts has k. In training the tokens are those of all ranks, since a
+    product of means over each rank's own would depend on how many ranks there are.
     """
-    shares_N = counts_N / probabilities_MN.shape[0]
-    return len(counts_N) * (shares_N * probabilities_MN.mean(0)).sum()
+    shares_N = mean_over_ranks(counts_N / probabilities_MN.shape[0])
+    return len(counts_N) * (shares_N * mean_over_ranks(probabilities_MN.mean(0))).sum()

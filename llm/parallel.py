@@ -103,6 +103,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of every rank's tensor, through which gradients flow back to each.
+
+    Where no gradient is recorded it is the rank's own: it may then be running alone.
+    """
+    if not dist.is_initialized() or not torch.is_grad_enabled():
+        return tensor
+    return _Sum.apply(tensor) / dist.get_world_size()
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks: what each rank makes of it depends on every rank's tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient)
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank: how all of them stop at the same step."""
     return bool(sum_over_ranks(torch.tensor(int(flag))))

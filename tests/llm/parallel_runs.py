@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,12 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 61, "context_length": 16, "n_layers": 2, "d_model": 30, "n_heads": 3,
     "d_ff": 65, "qk_norm": True,
 }  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "experts": {"n_experts": 5, "n_experts_per_token": 2, "d_ff": 24, "balance_coefficient": 0.05},
+    "gpt2": {"family": "gpt2", "qk_norm": False},
+    "speedrun": {"family": "speedrun"},
+}
 BATCH, MICRO_BATCHES, STEPS, SAVED_AT = 4, 2, 8, 4
 
 
@@ -40,13 +45,13 @@ class Job:
     folder: str
     start: str | None = None
     optimizer: str = "adamw"
-    model: Mapping[str, Any] | None = None
+    model: str = "llama"
 
 
 def run(job: Job, world: World) -> list[dict[str, float]]:
     """Trains to the last step, with a checkpoint on the way; what it recorded of each step."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(**{**SHAPE, **(job.model or {})}), seed=3)
+    model = build_model(ModelConfig(**(SHAPE | FAMILIES[job.model])), seed=3)
     wrapped = parallel.wrap(model, job.kind)
     config = OptimConfig(optimizer=job.optimizer, weight_decay=0.1)  # type: ignore[arg-type]
     optimizers = build_optimizers(model, config)
