@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from llm import files, scaling
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig, TrainSpec
+from llm.data import prepare
 from llm.errors import ConfigError, DataError
 from llm.scaling import Size, predict, spec_of
 from llm.scaling_fit import Point, fit
@@ -15,7 +16,7 @@ from llm.text_dataset import write_text_dataset
 from tests.llm.small_runs import small_texts, torch_settings_kept
 
 LAW = Law(E=1.0, A=40.0, alpha=0.4, B=100.0, beta=0.4)
-SIZES = [Size(depth, tokens) for depth in (1, 2, 3) for tokens in (2000, 4000)]
+SIZES = [Size(depth, tokens) for depth in (1, 2, 3) for tokens in (500, 1000)]
 
 
 def base(folder: Path) -> TrainSpec:
@@ -60,7 +61,7 @@ def test_a_law_is_fitted_to_real_runs_and_what_was_trained_is_not_trained_again(
     given, said = base(tmp_path), []
     with torch_settings_kept():
         made = scaling.scaling(
-            given, SIZES, Size(4, 8000), width_per_layer=16, check=True, say=said.append
+            given, SIZES, Size(4, 2000), width_per_layer=16, check=True, say=said.append
         )
         assert [run.depth for run in made.runs[-2:]] == [3, 3]
         assert made.check is not None
@@ -70,7 +71,7 @@ def test_a_law_is_fitted_to_real_runs_and_what_was_trained_is_not_trained_again(
         assert made.prediction.low <= made.prediction.loss <= made.prediction.high
         assert any("predicts" in line for line in said)
         monkeypatch.setattr("llm.train._learn", None)  # Whoever trains now fails.
-        again = scaling.scaling(given, SIZES, Size(4, 8000), width_per_layer=16, check=True,
+        again = scaling.scaling(given, SIZES, Size(4, 2000), width_per_layer=16, check=True,
                                 say=said.append)  # fmt: skip
     assert again == made
 
@@ -94,15 +95,11 @@ def test_a_text_is_cut_as_nanogpt_cuts_it_and_always_alike(tmp_path: Path) -> No
     text.write_text("".join(chr(97 + i % 26) for i in range(1000)))
     one, other = (write_text_dataset(str(text), tmp_path / name) for name in "ab")
     assert files.read_bytes(one.dataset_url) == files.read_bytes(other.dataset_url)
-    spec = base(tmp_path).model_copy(
-        update={"dataset_url": one.dataset_url, "base_url": one.base_url,
-                "tokenizer_url": one.tokenizer_url}
-    )  # fmt: skip
-    from llm.train import open_inputs
-
-    inputs = open_inputs(spec)
-    assert (inputs.train.n_tokens, inputs.validation.n_tokens) == (900, 100)
-    assert n_parameters(inputs.model_config) > 0
+    cache = tmp_path / "cache"
+    train, validation = (
+        prepare(one.dataset_url, split, cache, one.base_url) for split in ("train", "validation")
+    )
+    assert (train.n_tokens, validation.n_tokens) == (900, 100)
 
 
 @pytest.mark.parametrize(
