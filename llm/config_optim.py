@@ -34,6 +34,9 @@ class OptimConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay of the matrices inside the blocks, and of nothing else. Zero, as a short run
     does not overfit; 0.1 is usual for long ones (Brown et al. 2020)."""
+    weight_decay_kind: Literal["decoupled", "cautious"] = "decoupled"
+    """Decay every weight (Loshchilov and Hutter 2019), or only those that the update moves towards
+    zero anyway (Chen et al. 2025, "Cautious Weight Decay"; nanochat)."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the rates rise linearly to their peak; nanoGPT's choice for small models."""
     decay: Literal["linear", "cosine", "wsd"] = "linear"

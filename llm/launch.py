@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from llm import train
+from llm import process, train
 from llm.config_train import TrainConfig
 from llm.errors import LoamError
 
@@ -25,9 +25,9 @@ STOP_WITHIN_S = 100
 
 def main(arguments: list[str] | None = None) -> int:
     """As `llm.train.main`: 0 when complete, 75 when stopped, 2 when it cannot run."""
-    options = train.parse_arguments(arguments)
+    options = process.parse_arguments(arguments)
     try:
-        n_processes = processes(train.read_spec(options.spec).train)
+        n_processes = processes(process.read_spec(options.spec).train)
     except LoamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

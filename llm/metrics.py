@@ -23,6 +23,9 @@ FLUSH_SECONDS = 5.0
 PLAIN_SECONDS = 5.0
 """The least time between two lines of progress where the output is no terminal."""
 
+TIMINGS = frozenset({"tokens_per_second", "mfu", "memory_mib"})
+"""Fields of a row that say what a step took; all others are the same in any undisturbed run."""
+
 _FIRST_STEP = re.compile(r"/(\d{8,})\.jsonl$")
 
 Row = dict[str, Any]

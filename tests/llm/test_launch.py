@@ -18,7 +18,7 @@ from llm import checkpoint, files
 from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.launch import processes
-from llm.metrics import read_metrics
+from llm.metrics import TIMINGS, read_metrics
 from llm.train import EX_TEMPFAIL, train
 from tests.llm.small_runs import small_spec, torch_settings_kept
 from tests.llm.test_parallel import torchrun
@@ -70,9 +70,8 @@ def finish(spec: TrainSpec) -> str:
 
 
 def rows(spec: TrainSpec) -> list[dict[str, Any]]:
-    timings = {"tokens_per_second"}
     found = read_metrics(spec.run_url)
-    return [{name: row[name] for name in row.keys() - timings} for row in found]
+    return [{name: row[name] for name in row.keys() - TIMINGS} for row in found]
 
 
 def told(spec: TrainSpec) -> dict[str, Any]:
