@@ -11,7 +11,7 @@ What a config leaves out follows from `depth`; whatever it says stays.
 | tokens of an update | 0.58 D^0.571, or D / 2,000 | Li et al. 2025, "Step Law"; nanoGPT |
 | AdamW's rates | as at width 128, times (128 / width)^0.5 | nanochat's muP-like rule |
 | Muon's rate | the same at every width | Yang et al. 2023 (the spectral condition) |
-| weight decay | 1 / (0.2 x rate x steps) | Wang and Aitchison 2024 |
+| weight decay | 1 / (0.2 x rate x steps), of 2,000 steps or more | Wang and Aitchison 2024 |
 | warm-up | 5 % of the steps, at most 2,000 | nanoGPT; Touvron et al. 2023 |
 
 Rates do not fall with the number of tokens. A longer run alone would ask for it (Bjorck et al.
@@ -158,6 +158,8 @@ def _optim(width: int, steps: int, given: OptimConfig) -> dict[str, Any]:
     } | given.model_dump(exclude_unset=True)
     muon = given.optimizer == "muon"
     rate = given.muon_learning_rate if muon else settings["learning_rate"]
-    settings.setdefault("weight_decay", float(f"{1 / (DECAY_TIMESCALE * rate * steps):.3g}"))
+    # A run of few steps sees few tokens, and has little to forget.
+    decay = 1 / (DECAY_TIMESCALE * rate * max(steps, LEAST_STEPS))
+    settings.setdefault("weight_decay", float(f"{decay:.3g}"))
     settings.setdefault("warmup_steps", min(math.ceil(WARMUP_FRACTION * steps), LONGEST_WARMUP))
     return settings
