@@ -1,4 +1,4 @@
-"""Greedy text by llama.cpp: `python llama_cpp.py FILE PROMPT N`. Imports no Loam."""
+"""What llama.cpp makes of prompts: `python llama_cpp.py FILE PROMPTS`. Imports no Loam."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import xllamacpp
 from xllamacpp import ggml_type, llama_flash_attn_type
 
 
-def main(path: str, prompt: str, n_tokens: str) -> None:
-    """Prints what it adds to the prompt, ids or text as JSON, everything in fp32."""
+def main(path: str, prompts: str) -> None:
+    """Prints, for each prompt (ids or a text), the ten likeliest next ids and their logs.
+
+    Everything is in fp32. Null for a prompt whose likeliest next token ends the text, or is half a
+    character: it reports none then.
+    """
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx = 256
@@ -18,9 +22,14 @@ def main(path: str, prompt: str, n_tokens: str) -> None:
     params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = ggml_type.GGML_TYPE_F32
     params.flash_attn_type = llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    request = {"prompt": json.loads(prompt), "temperature": 0, "max_tokens": int(n_tokens)}
-    answer = xllamacpp.Server(params).handle_completions({**request, "ignore_eos": True})
-    print(json.dumps(answer["choices"][0]["text"]))
+    server = xllamacpp.Server(params)
+    found = []
+    for prompt in json.loads(prompts):
+        request = {"prompt": prompt, "temperature": 0, "max_tokens": 1, "logprobs": 10}
+        choice = server.handle_completions(request)["choices"][0]
+        top = choice["logprobs"] and choice["logprobs"]["content"][0]["top_logprobs"]
+        found.append(top and [[one["id"], one["logprob"]] for one in top])
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

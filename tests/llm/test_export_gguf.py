@@ -18,7 +18,6 @@ from llm.config_tokenizer import TokenizerConfig
 from llm.decoder import Decoder
 from llm.errors import ConfigError, DataError
 from llm.export_gguf import Precision, export_gguf
-from llm.generate import generate
 from llm.tokenizer import Tokenizer as OurTokenizer
 from llm.tokenizer import train_tokenizer
 from tests.llm.small_models import small_model
@@ -36,6 +35,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2"},
     "gpt2_untied": {"family": "gpt2", "tie_embeddings": False},
 }
+TEXTS = [
+    "The sea's 2718 and  it's 水\n\n full, I'LL say!",
+    "river",
+    "Runs 1234567 rivers' SEA'S  \n\n水は!",
+    "A river  of 3141\n\n 水's I'LL say: ",
+    "\tto the   sea 3.14 " * 5,
+    "Of 2718 seas  it's 水\n\n full, I'LL say;",
+    "not",
+    "...",
+]
 PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 
@@ -56,30 +65,22 @@ def python_with_llama_cpp() -> str:
     pytest.skip("needs xllamacpp, here or in .venv-peers")
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_llama_cpp_writes_the_same_greedy_text(shape: dict[str, Any], tmp_path: Path) -> None:
-    python = python_with_llama_cpp()
-    model = export(tmp_path / "model.gguf", **shape)
-    text = "The sea's 2718 and  it's 水\n\n full, I'LL say!"
-    prompt = [TOKENIZER.eot_id, *map(int, TOKENIZER.encode_batch([text])[0])]
-    ours = generate(model, [prompt], max_new_tokens=24, temperature=0)[0]
-    n_sure = surely_greedy(model, prompt, ours)
-    assert n_sure > 8
-    spoken = [token for token in ours[:n_sure] if token not in TOKENIZER.special_ids.values()]
-    script = str(Path(__file__).with_name("llama_cpp.py"))
-    for given in (prompt, text):  # Its own tokenizer gives the same ids, end-of-text first.
-        asked = [str(tmp_path / "model.gguf"), json.dumps(given), str(n_sure)]
-        done = subprocess.run([python, script, *asked], check=True, capture_output=True, text=True)
-        # Half a character at the end is left out there, and a replacement sign here.
-        assert json.loads(done.stdout).rstrip("\ufffd") == TOKENIZER.decode(spoken).rstrip("\ufffd")
-
-
 @torch.no_grad()
-def surely_greedy(model: Decoder, prompt: list[int], continuation: list[int]) -> int:
-    """How many tokens come before one that rounding could decide (llama.cpp's exp is coarse)."""
-    logits = model(torch.tensor([prompt + continuation]))[0, len(prompt) - 1 : -1]
-    best, second = logits.topk(2).values.unbind(-1)
-    return ((best - second) > 0.02).int().cumprod(0).sum().item()
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_llama_cpp_expects_the_same_next_tokens(shape: dict[str, Any], tmp_path: Path) -> None:
+    python, script = python_with_llama_cpp(), str(Path(__file__).with_name("llama_cpp.py"))
+    model = export(tmp_path / "model.gguf", **shape)
+    ids = [[TOKENIZER.eot_id, *map(int, found)] for found in TOKENIZER.encode_batch(TEXTS)]
+    command = [python, script, str(tmp_path / "model.gguf"), json.dumps([*ids, *TEXTS])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert sum(top is not None for top in found) > 6
+    # Its own tokenizer gives the same ids, end-of-text first.
+    for prompt, top in zip([*ids, *ids], found, strict=True):
+        ours = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)
+        for token, log_probability in top or []:
+            # GELU comes from a coarse table there; all else agrees to 1e-5.
+            assert log_probability == pytest.approx(float(ours[token]), abs=3e-3)
 
 
 @pytest.mark.parametrize("precision, error", [("f32", 0.0), ("q8_0", 1 / 127)])
