@@ -31,7 +31,7 @@ from tasks.store.stage import Stage
 from tasks.store.store import now
 from tasks.tokenise import dataset_url
 
-STAGE = Stage("train", 1, ("torch",))
+STAGE = Stage("train", 2, ("torch",))
 STOP_WITHIN_S, POLL_S = 120.0, 1.0
 
 
