@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm import checkpoint, files
+from llm import checkpoint, files, parallel
 from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig, TrainSpec
+from llm.errors import ConfigError
 from llm.launch import processes
 from llm.metrics import TIMINGS, read_metrics
+from llm.parallel import World
 from llm.train import EX_TEMPFAIL, train
 from tests.llm.small_runs import small_spec, torch_settings_kept
 from tests.llm.test_parallel import torchrun
@@ -150,14 +153,12 @@ def test_a_stopped_run_saves_on_all_processes_and_another_world_goes_on(
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
-    child = start(spec_of(tmp_path, "ddp", batch_size=3))
-    _, said = child.communicate()
-    assert child.returncode == 2
-    assert (
-        "batch_size is 3, which 2 processes cannot share evenly: the next that they can is 4"
-        in said
-    )
+def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
+    two = replace(World.single(), world_size=2)
+    parallel.check_share(4, two)
+    said = "batch_size is 3, which 2 processes cannot share evenly: the next that they can is 4"
+    with pytest.raises(ConfigError, match=said):
+        parallel.check_share(3, two)
 
 
 def test_a_run_has_as_many_processes_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

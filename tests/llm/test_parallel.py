@@ -21,7 +21,7 @@ from tests.llm.small_runs import torch_settings_kept
 ROOT = Path(__file__).parents[2]
 KINDS = ("ddp", "fsdp2")
 OPTIMIZERS = ("adamw", "muon")
-OTHERS = ("experts", "gpt2", "speedrun")
+OTHERS = (("experts", "adamw"), ("experts", "muon"), ("gpt2", "adamw"), ("speedrun", "muon"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,17 +51,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def job(kind: Any, optimizer: str, start: str = "", model: str = "llama") -> Job:
         name = f"{optimizer}-{kind}-from-{start}" if start else f"{optimizer}-{kind}"
-        name = name if model == "llama" else f"{model}-{kind}"
+        name = name if model == "llama" else f"{model}-{name}"
         (folder / name).mkdir()
         begins = str(folder / f"{optimizer}-{start}") if start else None
         return Job(kind, str(folder / name), begins, optimizer, model)
 
     one = [job("none", optimizer) for optimizer in OPTIMIZERS]
-    record(one + [job("none", "adamw", model=model) for model in OTHERS], World.single())
+    one += [job("none", optimizer, model=model) for model, optimizer in OTHERS]
+    record(one, World.single())
     two = [job(kind, optimizer) for optimizer in OPTIMIZERS for kind in KINDS]
     two += [job(kind, optimizer, "none") for optimizer in OPTIMIZERS for kind in KINDS]
     two += [job("fsdp2", "adamw", "ddp"), job("fsdp2", "adamw", "fsdp2")]
-    two += [job(kind, "adamw", model=model) for model in OTHERS for kind in KINDS]
+    two += [job(kind, optimizer, model=model) for model, optimizer in OTHERS for kind in KINDS]
     write_jobs(folder / "jobs.json", two)
     done = torchrun(2, "tests.llm.parallel_runs", str(folder / "jobs.json"))
     assert done.returncode == 0, done.stderr
@@ -74,14 +75,21 @@ def rows(trained: Path, name: str) -> list[dict[str, float]]:
     return json.loads((trained / name / "rows.json").read_text())
 
 
-def agree(found: list[dict[str, float]], expected: list[dict[str, float]], optimizer: str) -> None:
-    """Losses to 1e-6, norms nearly. Muon turns a last digit that flips into a bfloat16 that
-    does, and norms notice."""
+def agree(
+    found: list[dict[str, float]],
+    expected: list[dict[str, float]],
+    optimizer: str,
+    losses: float = 1e-6,
+) -> None:
+    """Losses to 1e-6, norms nearly. Muon turns a last digit that flips into a bfloat16 that does,
+    and norms notice."""
     norms = {"adamw": 1e-5, "muon": 1e-4}[optimizer]
     assert len(found) == len(expected)
     for step, (one, other) in enumerate(zip(found, expected, strict=True)):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6), f"at step {step}"
-        assert one["norm"] == pytest.approx(other["norm"], rel=norms), f"at step {step}"
+        assert one["loss"] == pytest.approx(other["loss"], rel=losses), f"at step {step}"
+        assert one["norm"] == pytest.approx(other["norm"], rel=max(norms, losses)), (
+            f"at step {step}"
+        )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -95,10 +103,15 @@ def test_two_processes_have_the_losses_and_gradient_norms_of_one(
     agree(rows(trained, f"{optimizer}-{kind}"), expected, optimizer)
 
 
-@pytest.mark.parametrize("model", OTHERS)
+@pytest.mark.parametrize("model, optimizer", OTHERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_do_they_with_models_of_every_family(trained: Path, kind: str, model: str) -> None:
-    agree(rows(trained, f"{model}-{kind}"), rows(trained, f"{model}-none"), "adamw")
+def test_so_do_they_with_models_of_every_family(
+    trained: Path, kind: str, model: str, optimizer: str
+) -> None:
+    expected = rows(trained, f"{model}-{optimizer}-none")
+    # A router may send a token elsewhere for a bfloat16 that flips.
+    losses = 1e-4 if (model, optimizer) == ("experts", "muon") else 1e-6
+    agree(rows(trained, f"{model}-{optimizer}-{kind}"), expected, optimizer, losses)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
