@@ -76,7 +76,8 @@ def move(parameter: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
     if decay:
         aligned = direction * parameter > 0
         parameter.addcmul_(parameter, aligned.to(parameter.dtype), value=-decay)
-    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    if group["weight_decay"]:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
     parameter.add_(direction, alpha=-rate)
 
 
@@ -91,10 +92,15 @@ def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
         if matrices[indices[0]].is_cuda or min(shape) < BATCHED_BELOW:
             made = newton_schulz(torch.cat(flat)).split([len(each) for each in flat])
         else:
-            made = tuple(torch.stack([newton_schulz(each) for each in stack]) for stack in flat)
+            made = tuple(_one_by_one(stack) for stack in flat)
         for i, each in zip(indices, made, strict=True):
             found[i] = each.reshape(matrices[i].shape)
     return found
+
+
+def _one_by_one(stack_NRC: Tensor) -> Tensor:
+    made = [newton_schulz(matrix) for matrix in stack_NRC]
+    return torch.stack(made) if len(made) > 1 else made[0][None]
 
 
 def newton_schulz(x: Tensor) -> Tensor:
