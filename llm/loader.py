@@ -1,8 +1,8 @@
 """Batches of windows, in an order of training drawn from ids alone.
 
 The order, for a seed and an epoch:
-1. The top bits of a document's id choose its bucket. The number of buckets is a power of two set
-   by the tokens of the split.
+1. The top bits of a document's id choose its bucket (`llm.buckets`). The number of buckets is a
+   power of two set by the tokens of the split.
 2. Buckets are permuted by (seed, epoch); documents inside a bucket by hash(seed, epoch, id).
 3. The documents of a bucket are packed into windows (`llm.packing`). None crosses a bucket.
 4. The windows of a bucket are permuted by (seed, epoch, bucket), so that a batch mixes documents.
@@ -10,33 +10,32 @@ The order, for a seed and an epoch:
 So the order depends on nothing but ids and lengths: not on shards, object names, row numbers or
 the order of the dataset file. A document added or removed disturbs its own bucket only, and any
 position is found without reading what comes before it. A mixture has such an order for each source
-and says which of them the next window is from; a curriculum has one for each level, which come one
-after the other.
+and says which of them the next window is from (`llm.mixture`); a curriculum has one for each level,
+which come one after the other.
 
 Shapes: B windows of a batch, T tokens of context, S tokens of a stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
 from torch import Tensor
 
+from llm.ahead import Ahead
+from llm.buckets import BUCKET_TOKENS, Part, lay_out
 from llm.config_data import DataConfig
-from llm.data import IGNORED, Prepared
+from llm.data import IGNORED, Prepared, Tokens
 from llm.errors import ConfigError, DataError
-from llm.packing import Packing, best_fit, cut_stream, fill, number_documents
+from llm.mixture import Mixture, check_weights
+from llm.packing import Packing, best_fit, cut_stream, fill, gather, number_documents
+from llm.shuffle import key, mix, permutation
 
 Ints = npt.NDArray[np.int64]
-
-BUCKET_TOKENS = 1 << 24  # 32 MiB as uint16: what an order holds in memory at a time.
-LEVELS = 8  # of a curriculum
-PERIOD = 4096  # windows in which a mixture's sources come in just their parts
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Batch:
 class Loader:
     """Batches of windows in training order. `batch` is a pure function of its arguments.
 
-    One bucket of each source is in memory at a time: about 16 Mi tokens, however large the split.
+    Two buckets of each source are in memory at a time, the one in use and the next, which a thread
+    fetches and packs meanwhile: each about 16 Mi tokens, however large the split.
     """
 
     def __init__(
@@ -88,13 +88,17 @@ class Loader:
             raise DataError(f"split {prepared.split!r} has no token to predict; add documents")
         self.prepared, self.data = prepared, data
         self.context_length, self.batch_size = context_length, batch_size
-        groups = _groups(prepared, data.weights)
+        weights = [1.0]
+        if data.weights:
+            check_weights(data.weights, prepared.sources)
+            weights = [data.weights[source] for source in prepared.sources]
+        parts = lay_out(prepared, data, bucket_tokens)
+        used = [number for number, weight in enumerate(weights) if weight]
         self._orders = [
-            _Order(prepared, documents, context_length, seed, data, bucket_tokens)
-            for documents in groups.values()
+            _Order(prepared, number, parts[number], context_length, seed, data.packing)
+            for number in used
         ]
-        parts = [data.weights[name] for name in groups] if data.weights else [1.0]
-        self._mixture = _Mixture(parts, seed)
+        self._mixture = Mixture([weights[number] for number in used], seed)
 
     def n_windows(self, epoch: int = 0) -> int:
         """Windows of an epoch, the same for each: shuffling moves documents inside buckets. Of a
@@ -123,233 +127,120 @@ class Loader:
         documents_BT = np.empty(shape if self.data.document_mask else (0, 0), np.int64)
         arrays = (inputs_BT, targets_BT, documents_BT)
         if len(self._orders) == 1:
-            self._orders[0].read(first, arrays)
+            self._orders[0].read(first, np.arange(share), arrays)
         else:
-            self._read_mixed(first, arrays)
+            sources, numbers = self._mixture.places(first, share)
+            for source, order in enumerate(self._orders):
+                rows = np.flatnonzero(sources == source)
+                if len(rows):
+                    order.read(int(numbers[rows[0]]), rows, arrays)
         documents = torch.from_numpy(documents_BT) if self.data.document_mask else None
         return Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT), documents)
 
-    def _read_mixed(self, first: int, arrays: Sequence[Ints]) -> None:
-        sources, numbers = self._mixture.places(first, len(arrays[0]))
-        for source in np.unique(sources).tolist():
-            rows = np.flatnonzero(sources == source)
-            some = [array[rows] if len(array) else array for array in arrays]
-            self._orders[source].read(int(numbers[rows[0]]), some)
-            for array, part in zip(arrays, some, strict=True):
-                if len(array):
-                    array[rows] = part
 
+@dataclass(frozen=True)
+class _Bucket:
+    """The windows of a bucket in an epoch, the stream they are cut from, and their order."""
 
-def _groups(prepared: Prepared, weights: Mapping[str, float]) -> dict[str, Ints]:
-    """The documents of each source that has a weight; without weights, all as one."""
-    if not weights:
-        return {"": np.arange(prepared.n_documents)}
-    there = {prepared.sources[code] for code in np.unique(prepared.source).tolist()}
-    if missing := sorted(there - weights.keys()):
-        raise ConfigError(
-            f"train.data.weights says nothing of the source {missing[0]!r}: give it a weight, or 0 "
-            "to leave it out"
-        )
-    if unknown := sorted(name for name in weights.keys() - there if weights[name]):
-        raise ConfigError(
-            f"train.data.weights names {unknown[0]!r}, of which the dataset has no document; its "
-            f"sources: {', '.join(sorted(there))}"
-        )
-    return {
-        name: np.flatnonzero(prepared.source == prepared.sources.index(name))
-        for name in sorted(there)
-        if weights[name]
-    }
-
-
-class _Mixture:
-    """Which source each window is from. In `PERIOD` windows each source has its part, to the next
-    whole number, in an order drawn anew for each period."""
-
-    def __init__(self, parts: Sequence[float], seed: int) -> None:
-        self.seed = seed
-        exact = np.array(parts) / sum(parts) * PERIOD
-        counts = np.floor(exact).astype(np.int64)
-        # What is left goes to those that lost most by rounding down, the first of equals first.
-        counts[np.argsort(counts - exact, kind="stable")[: PERIOD - counts.sum()]] += 1
-        self.counts = counts
-
-    def places(self, first: int, n: int) -> tuple[Ints, Ints]:
-        """(source, number among its windows) of n windows from `first` on."""
-        periods = range(first // PERIOD, (first + n - 1) // PERIOD + 1)
-        found = [self._period(period) for period in periods]
-        start = first - periods[0] * PERIOD
-        sources, numbers = (
-            np.concatenate(column)[start : start + n] for column in zip(*found, strict=True)
-        )
-        return sources, numbers
-
-    def _period(self, period: int) -> tuple[Ints, Ints]:
-        dealt = np.repeat(np.arange(len(self.counts)), self.counts)
-        sources = dealt[_permutation(PERIOD, "mixture", self.seed, period)]
-        numbers = np.empty(PERIOD, np.int64)
-        for source, count in enumerate(self.counts.tolist()):
-            numbers[sources == source] = period * count + np.arange(count)
-        return sources, numbers
+    packing: Packing
+    stream_S: Tokens
+    windows: Ints
 
 
 class _Order:
-    """The windows of some documents, epoch after epoch."""
+    """The windows of a part, epoch after epoch."""
 
     def __init__(
         self,
         prepared: Prepared,
-        documents: Ints,
+        number: int,
+        part: Part,
         context_length: int,
         seed: int,
-        data: DataConfig,
-        bucket_tokens: int,
+        packing: str,
     ) -> None:
-        self.prepared, self.context_length, self.seed = prepared, context_length, seed
-        self.packing = data.packing
-        self._documents, self._bounds, self._levels = _layout(
-            prepared, documents, data.curriculum, bucket_tokens
-        )
-        n_pairs_of = np.diff(prepared.starts)[self._documents]
+        self.prepared, self.number, self.part = prepared, number, part
+        self.context_length, self.seed, self.packing = context_length, seed, packing
+        n_pairs_of = np.diff(prepared.starts)[part.documents]
         self.n_pairs = int(n_pairs_of.sum())
         self._n_windows = self._count_windows(n_pairs_of)
         self.n_windows = int(self._n_windows.sum())
         self._epoch = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
-        self._bucket: tuple[int, int, Packing, npt.NDArray[np.generic], Ints] | None = None
+        self._held: tuple[tuple[int, int], _Bucket] | None = None
+        self._ahead = Ahead(self._make)
 
     def _count_windows(self, n_pairs_of: Ints) -> Ints:
         """Windows of each bucket, from the lengths of its documents alone."""
-        context = self.context_length
+        context, bounds = self.context_length, self.part.bounds
         if self.packing == "stream":
-            return -(-_sums(n_pairs_of, self._bounds) // context)
-        whole = _sums(n_pairs_of // context, self._bounds)
-        return whole - (-_sums(n_pairs_of % context, self._bounds) // context)
+            return -(-_sums(n_pairs_of, bounds) // context)
+        whole = _sums(n_pairs_of // context, bounds)
+        return whole - (-_sums(n_pairs_of % context, bounds) // context)
 
-    def read(self, first: int, arrays: Sequence[Ints]) -> None:
-        """Fills the rows of the arrays (inputs, targets, documents) with windows from number
-        `first` of all epochs on, bucket by bucket."""
-        row, n_rows = 0, len(arrays[0])
-        while row < n_rows:
-            epoch, position = divmod(first + row, self.n_windows)
-            buckets, ends = self._order_of(epoch)
+    def read(self, first: int, rows: Ints, arrays: Sequence[Ints]) -> None:
+        """Writes windows from number `first` of all epochs on into these rows of the arrays
+        (inputs, targets, documents), bucket by bucket."""
+        inputs_BT, targets_BT, documents_BT = arrays
+        eot_id, done = self.prepared.eot_id, 0
+        while done < len(rows):
+            epoch, position = divmod(first + done, self.n_windows)
+            ends = self._order_of(epoch)[1]
             place = int(np.searchsorted(ends, position, side="right"))
-            packing, stream_S, order = self._assemble(epoch, int(buckets[place]))
-            inside = position - (int(ends[place]) - len(packing))
-            windows = order[inside : inside + n_rows - row]
-            inputs, targets, documents = (array[row : row + len(windows)] for array in arrays)
-            eot_id, lengths, bounds = self.prepared.eot_id, packing.lengths, packing.bounds
-            fill(
-                windows, packing.starts, lengths, bounds, stream_S, eot_id, IGNORED, inputs, targets
-            )
-            if len(documents):
-                number_documents(windows, lengths, bounds, eot_id, inputs, documents)
-            row += len(windows)
+            bucket = self._take(epoch, place)
+            packing = bucket.packing
+            start = position - (int(ends[place]) - len(packing))
+            windows = bucket.windows[start : start + len(rows) - done]
+            here = rows[done : done + len(windows)]
+            pieces = (packing.starts, packing.lengths, packing.bounds)
+            fill(windows, here, *pieces, bucket.stream_S, eot_id, IGNORED, inputs_BT, targets_BT)
+            if len(documents_BT):
+                number_documents(windows, here, *pieces[1:], eot_id, inputs_BT, documents_BT)
+            done += len(windows)
 
     def _order_of(self, epoch: int) -> tuple[Ints, Ints]:
         """The epoch's buckets in order, and after how many windows each one ends."""
         if self._epoch[0] != epoch:
-            buckets = _permutation(len(self._n_windows), "buckets", self.seed, epoch)
-            buckets = buckets[np.argsort(self._levels[buckets], kind="stable")]
+            buckets = self._buckets_of(epoch)
             self._epoch = (epoch, buckets, np.cumsum(self._n_windows[buckets]))
-        return self._epoch[1], self._epoch[2]
+        return self._epoch[1:]
 
-    def _assemble(self, epoch: int, bucket: int) -> tuple[Packing, npt.NDArray[np.generic], Ints]:
-        """The bucket's windows, the stream they are cut from, and the order to take them in."""
-        if self._bucket is None or self._bucket[:2] != (epoch, bucket):
-            self._bucket = None  # Free the last one before the next is made.
-            prepared = self.prepared
-            documents = self._documents[slice(*self._bounds[bucket : bucket + 2])]
-            high, low = prepared.ids[documents].T
-            key = _key("documents", self.seed, epoch)
-            documents = documents[np.argsort(_mix(low ^ _mix(high + key)), kind="stable")]
-            stream_S = _gather(prepared, documents)
-            if self.packing == "stream":
-                packing = cut_stream(len(stream_S) - 1, self.context_length)
+    def _buckets_of(self, epoch: int) -> Ints:
+        buckets = permutation(len(self.part), "buckets", self.seed, epoch)
+        return buckets[np.argsort(self.part.levels[buckets], kind="stable")]
+
+    def _take(self, epoch: int, place: int) -> _Bucket:
+        """The bucket at a place of an epoch, while a thread makes the next that is not empty."""
+        if self._held is None or self._held[0] != (epoch, place):
+            self._held = None  # Free the last one before the next but one is made.
+            buckets, _ = self._order_of(epoch)
+            later = np.flatnonzero(self._n_windows[buckets[place + 1 :]])
+            if len(later):
+                then = (epoch, int(buckets[place + 1 + later[0]]))
             else:
-                n_pairs_of = np.diff(prepared.starts)[documents]
-                packing = best_fit(n_pairs_of, self.context_length)
-            order = _permutation(len(packing), "windows", self.seed, epoch, bucket)
-            self._bucket = (epoch, bucket, packing, stream_S, order)
-        return self._bucket[2:]
+                following = self._buckets_of(epoch + 1)
+                then = (epoch + 1, int(following[np.argmax(self._n_windows[following] > 0)]))
+            bucket = self._ahead.take((epoch, int(buckets[place])), then)
+            self._held = ((epoch, place), bucket)
+        return self._held[1]
 
-
-def _layout(
-    prepared: Prepared, documents: Ints, curriculum: str, bucket_tokens: int
-) -> tuple[Ints, Ints, Ints]:
-    """The documents in order of their buckets, the bounds of those, and the level of each."""
-    ordered, bounds, levels = [], [np.zeros(1, np.int64)], []
-    at = 0
-    for level, some in enumerate(_levels(prepared, documents, curriculum)):
-        n_tokens = int(np.diff(prepared.starts)[some].sum())
-        edges = _bucket_bounds(prepared.ids[some, 0], n_buckets(n_tokens, bucket_tokens))
-        ordered.append(some)
-        bounds.append(edges[1:] + at)
-        levels.append(np.full(len(edges) - 1, level))
-        at += len(some)
-    return np.concatenate(ordered), np.concatenate(bounds), np.concatenate(levels)
-
-
-def _levels(prepared: Prepared, documents: Ints, curriculum: str) -> list[Ints]:
-    """The documents by level, in order of id inside each: of about equally many tokens."""
-    if curriculum == "none":
-        return [documents]
-    lengths = np.diff(prepared.starts)[documents]
-    measure = lengths.astype(np.float64)
-    if curriculum == "difficulty":
-        measure = (lengths - 1) / np.maximum(1, prepared.n_bytes[documents])
-    order = np.argsort(measure, kind="stable")
-    share = np.cumsum(lengths[order]) - lengths[order]
-    level = np.empty_like(order)
-    level[order] = share * LEVELS // max(1, int(lengths.sum()))
-    found = [documents[level == number] for number in range(LEVELS)]
-    return [some for some in found if len(some)]
-
-
-def n_buckets(n_tokens: int, bucket_tokens: int = BUCKET_TOKENS) -> int:
-    """The least power of two whose buckets hold `bucket_tokens` or fewer on average."""
-    return 1 << max(0, (n_tokens - 1) // bucket_tokens).bit_length()
-
-
-def _bucket_bounds(high: npt.NDArray[np.uint64], buckets: int) -> Ints:
-    """(buckets + 1,): the first document of each bucket, given the upper halves of sorted ids."""
-    starts = np.arange(1, buckets, dtype=np.uint64) << np.uint64(64 - (buckets.bit_length() - 1))
-    return np.concatenate(([0], np.searchsorted(high, starts), [len(high)]))
+    def _make(self, which: tuple[int, int]) -> _Bucket:
+        """A bucket in an epoch. Called in two threads at once, and so changes nothing."""
+        epoch, bucket = which
+        documents = self.part.bucket(bucket)
+        tokens_S, starts = self.prepared.kept.bucket(self.number, bucket, documents)
+        high, low = self.prepared.ids[documents].T
+        drawn = mix(low ^ mix(high + key("documents", self.seed, epoch)))
+        order = np.argsort(drawn, kind="stable")
+        n_pairs_of = (self.prepared.starts[documents + 1] - self.prepared.starts[documents])[order]
+        stream_S = gather(tokens_S, starts[order], n_pairs_of, self.prepared.eot_id)
+        if self.packing == "stream":
+            packing = cut_stream(len(stream_S) - 1, self.context_length)
+        else:
+            packing = best_fit(n_pairs_of, self.context_length)
+        windows = permutation(len(packing), "windows", self.seed, epoch, bucket)
+        return _Bucket(packing, stream_S, windows)
 
 
 def _sums(values: Ints, bounds: Ints) -> Ints:
     """The sum of the values between each two bounds."""
     return np.diff(np.concatenate([[0], np.cumsum(values)])[bounds])
-
-
-def _gather(prepared: Prepared, documents: Ints) -> npt.NDArray[np.generic]:
-    """The stream of `documents` in the order given, each with its eot, and an eot behind them."""
-    tokens_S, starts = prepared.tokens_S, prepared.starts
-    lengths = starts[documents + 1] - starts[documents]
-    ends = np.cumsum(lengths)
-    stream_S = np.empty(int(lengths.sum()) + 1, tokens_S.dtype)
-    for i in range(0, len(documents), 512):  # Few enough that the indices stay in cache.
-        here = slice(i, i + 512)
-        first, last = ends[i] - lengths[i], ends[here][-1]
-        shift = starts[documents[here]] - (ends[here] - lengths[here])
-        places = np.repeat(shift, lengths[here])
-        places += np.arange(first, last)
-        stream_S[first:last] = tokens_S[places]
-    stream_S[-1] = prepared.eot_id
-    return stream_S
-
-
-def _key(purpose: str, *numbers: int) -> np.uint64:
-    return np.uint64(xxhash.xxh3_64_intdigest(f"{purpose} {numbers}".encode()))
-
-
-def _permutation(n: int, purpose: str, *numbers: int) -> Ints:
-    """A permutation of range(n) that the arguments decide, on every machine and numpy alike."""
-    return np.argsort(_mix(np.arange(n, dtype=np.uint64) + _key(purpose, *numbers)), kind="stable")
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output function (Steele, Lea and Flood 2014): a bijection that looks random."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -9,12 +9,14 @@ exactly once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 Ints = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def best_fit(n_pairs_of: Ints, context_length: int) -> Packing:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _best_fit(lengths, capacity):
     """The bin of each piece; pieces come longest first."""
     newest = np.full(capacity + 1, -1, np.int64)  # by room: the bin that came to it last
@@ -116,7 +118,7 @@ def _deal_out(
     return whole_window, whole_start, whole_length
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _pour(starts, lengths, room):
     """(window, start, length) of pieces poured into the room there is, the largest first, which is
     in the last windows."""
@@ -139,15 +141,33 @@ def _pour(starts, lengths, room):
     return windows[:count], firsts[:count], sizes[:count]
 
 
-@njit(cache=True)
-def fill(windows, starts, lengths, bounds, stream_S, eot_id, ignored, inputs_BT, targets_BT):
-    """Writes windows of a packing, whose pairs are those of a stream, into the rows of a batch.
+def gather(tokens_S: Tokens, starts: Ints, lengths: Ints, eot_id: int) -> Tokens:
+    """The pieces of a stream that begin at `starts`, end to end, and an eot behind them."""
+    stream_S = np.empty(int(lengths.sum()) + 1, tokens_S.dtype)
+    _copy(tokens_S, starts, lengths, stream_S)
+    stream_S[-1] = eot_id
+    return stream_S
+
+
+@njit(cache=True, nogil=True)
+def _copy(tokens_S, starts, lengths, stream_S):
+    place = 0
+    for piece in range(len(starts)):
+        start, length = starts[piece], lengths[piece]
+        stream_S[place : place + length] = tokens_S[start : start + length]
+        place += length
+
+
+@njit(cache=True, nogil=True)
+def fill(windows, rows, starts, lengths, bounds, stream_S, eot_id, ignored, inputs_BT, targets_BT):
+    """Writes windows of a packing, whose pairs are those of a stream, into rows of a batch.
 
     What is left of a row is padding: eot as input, `ignored` as target.
     """
-    for row in range(len(windows)):
+    for number in range(len(windows)):
+        window, row = windows[number], rows[number]
         place = 0
-        for piece in range(bounds[windows[row]], bounds[windows[row] + 1]):
+        for piece in range(bounds[window], bounds[window + 1]):
             start, length = starts[piece], lengths[piece]
             for k in range(length):
                 inputs_BT[row, place + k] = stream_S[start + k]
@@ -158,16 +178,17 @@ def fill(windows, starts, lengths, bounds, stream_S, eot_id, ignored, inputs_BT,
         targets_BT[row, place:] = ignored
 
 
-@njit(cache=True)
-def number_documents(windows, lengths, bounds, eot_id, inputs_BT, documents_BT):
+@njit(cache=True, nogil=True)
+def number_documents(windows, rows, lengths, bounds, eot_id, inputs_BT, documents_BT):
     """Numbers the documents of the windows in the rows of a batch that `fill` has written.
 
     A document of a window is a piece of the packing, and inside a piece whatever begins with an
     eot. Padding comes last and has a number of its own.
     """
-    for row in range(len(windows)):
+    for number in range(len(windows)):
+        window, row = windows[number], rows[number]
         place, document = 0, -1
-        for piece in range(bounds[windows[row]], bounds[windows[row] + 1]):
+        for piece in range(bounds[window], bounds[window + 1]):
             document += inputs_BT[row, place] != eot_id
             for k in range(place, place + lengths[piece]):
                 document += inputs_BT[row, k] == eot_id

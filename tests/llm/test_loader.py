@@ -13,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.buckets import LEVELS, n_buckets
 from llm.config_data import DataConfig
 from llm.errors import ConfigError, DataError
-from llm.loader import LEVELS, PERIOD, Batch, Loader, n_buckets
-from llm.loader import _mix as mix
+from llm.loader import Batch, Loader
+from llm.mixture import PERIOD
+from llm.shuffle import mix
 from tests.llm.small_datasets import EOT, Document, corpora, made_up, prepared_from
 
 
