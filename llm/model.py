@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.config_model import ModelConfig
-from llm.decoder import IGNORED_TARGET, Decoder, KVCache, Linear, Positions, initialize
+from llm.decoder import Decoder, Linear, Positions, initialize
 from llm.experts import MixtureOfExperts
 from llm.rotary import rotary_tables, rotate
-
-__all__ = ["IGNORED_TARGET", "KVCache", "Model", "Positions"]
 
 
 class RMSNorm(nn.Module):
