@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from llm.config import Config
 
+PLACES = frozenset({"buckets_url", "cache_gb"})
+"""Fields of `DataConfig` that say where the tokens lie, and leave batches and weights alone."""
+
 
 class DataConfig(Config):
     """What training makes of a dataset: windows, their order, and how much of each source."""
@@ -32,6 +35,16 @@ class DataConfig(Config):
     """Order of an epoch: `length` goes from short documents to long ones, `difficulty` from few
     tokens a byte to many, in eight levels of equally many tokens with a random order in each
     (Bengio et al. 2009; Li et al. 2022 for length)."""
+
+    buckets_url: str = ""
+    """Where the training split lies in buckets, written there first unless they are there, for
+    datasets that are larger than the local disk; the batches are the same. Empty: the split is
+    copied to the local disk. What lies there can be deleted between runs, and must be where a
+    document of an older dataset is to be erased."""
+
+    cache_gb: float = Field(default=8.0, ge=0)
+    """Gigabytes of such buckets that stay on the local disk where they come from S3. Ours: an epoch
+    of four billion tokens."""
 
     @field_validator("weights")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llm.config import Config
-from llm.config_data import DataConfig
+from llm.config_data import PLACES, DataConfig
 from llm.config_guards import GuardConfig
 from llm.config_model import ModelConfig
 from llm.config_optim import OptimConfig
@@ -140,5 +140,7 @@ class TrainSpec(Config):
         undecided = OBSERVING | ENVIRONMENT
         if self.train.guards.patience:
             undecided -= LOOKING
-        train = self.train.model_dump(mode="json", exclude=set(undecided))
+        excluded: dict[str, bool | set[str]] = {**dict.fromkeys(undecided, True)}
+        excluded["data"] = set(PLACES)
+        train = self.train.model_dump(mode="json", exclude=excluded)
         return {"model": self.model.model_dump(mode="json"), "train": train}

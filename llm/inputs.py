@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm import files
+from llm.bucket_files import open_buckets
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.data import Prepared, prepare
@@ -46,17 +47,13 @@ def open_inputs(spec: TrainSpec) -> Inputs:
             f"model.vocab_size is {model_config.vocab_size}, but the tokenizer has "
             f"{tokenizer.vocab_size} tokens: use 0 to take it from the tokenizer"
         )
-    train, validation = (
-        prepare(
-            spec.dataset_url,
-            split,
-            Path(spec.cache_dir),
-            spec.base_url,
-            eot_id=tokenizer.eot_id,
-        )
-        for split in ("train", "validation")
-    )
-    config = spec.train
+    config, eot_id = spec.train, tokenizer.eot_id
+    place = (Path(spec.cache_dir), spec.base_url)
+    validation = prepare(spec.dataset_url, "validation", *place, eot_id=eot_id)
+    if config.data.buckets_url:
+        train = open_buckets(spec.dataset_url, "train", *place, eot_id=eot_id, data=config.data)
+    else:
+        train = prepare(spec.dataset_url, "train", *place, eot_id=eot_id)
     loader = Loader(train, model_config.context_length, config.batch_size, config.seed, config.data)
     sha256 = hashlib.sha256(body).hexdigest()
     return Inputs(tokenizer, sha256, train, validation, loader, model_config)

@@ -21,6 +21,7 @@ class Document:
     tokens: list[int]
     split: str = "train"
     source: str = "test"
+    bytes_per_token: int = 3
 
 
 def write_dataset(
@@ -41,7 +42,7 @@ def write_dataset(
                 "id": pa.array([d.id for d in shard], pa.string()),
                 "digest": pa.array(["" for _ in shard], pa.string()),
                 "length": pa.array([len(d.tokens) for d in shard], pa.int64()),
-                "n_bytes": pa.array([3 * len(d.tokens) for d in shard], pa.int64()),
+                "n_bytes": pa.array([d.bytes_per_token * len(d.tokens) for d in shard], pa.int64()),
                 "tokens": pa.array([d.tokens for d in shard], tokens_type),
             }
         )
@@ -52,7 +53,7 @@ def write_dataset(
                 "row": row,
                 "id": d.id,
                 "length": len(d.tokens),
-                "n_bytes": 3 * len(d.tokens),
+                "n_bytes": d.bytes_per_token * len(d.tokens),
                 "split": d.split,
                 "source": d.source,
             }

@@ -293,12 +293,18 @@ def test_a_curriculum_of_length_goes_from_short_documents_to_long(tmp_path: Path
     assert sorted(t for t in counted(epoch_of(loader)) if t != EOT) == tokens
 
 
-def test_a_curriculum_of_difficulty_goes_by_tokens_a_byte(tmp_path: Path) -> None:
-    # All documents have three bytes a token here, and so one level's worth of difference.
-    documents = made_up(100)
-    loader = Loader(
-        prepared_from(tmp_path, documents), 8, 1, 1, DataConfig(curriculum="difficulty")
-    )
+def test_a_curriculum_of_difficulty_goes_from_few_tokens_a_byte_to_many(tmp_path: Path) -> None:
+    documents = [
+        Document(d.id, d.tokens, bytes_per_token=1 + k % 20)
+        for k, d in enumerate(made_up(800, seed=4))
+    ]
+    hard = {token: 1 / d.bytes_per_token for d in documents for token in d.tokens}
+    prepared = prepared_from(tmp_path, documents)
+    loader = Loader(prepared, 8, 1, 1, DataConfig(curriculum="difficulty"))
+    for epoch in (0, 1):
+        found = [[hard[t] for t in targets if t > 0] for _, targets in epoch_of(loader, epoch)]
+        parts = np.array_split(np.array([np.mean(each) for each in found if each]), LEVELS)
+        assert (np.diff([part.mean() for part in parts]) > 0).all()
     tokens = sorted(t for d in documents for t in d.tokens)
     assert sorted(t for t in counted(epoch_of(loader)) if t != EOT) == tokens
 
