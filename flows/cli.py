@@ -22,6 +22,7 @@ from cyclopts.validators import Number
 from flows import (
     cli_card,
     cli_corpus,
+    cli_ladder,
     cli_model,
     cli_scaling,
     cli_size,
@@ -74,6 +75,7 @@ app.command(cli_takedown.takedown, group=KEEP)
 app.command(cli_takedown.erase, group=KEEP)
 app.command(cli_size.size, group=LOOK)
 app.command(cli_scaling.scaling, group=LOOK)
+app.command(cli_ladder.ladder, group=LOOK)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 

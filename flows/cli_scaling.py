@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import showing
-from flows.cli_options import ConfigPath, Flag, Json, StoreUrl, find_line, load
+from flows.cli_options import ConfigPath, Flag, Json, StoreUrl
 from flows.cli_size import Count, CountOrNone, parse_amount
 from flows.showing_sizes import amount
-from llm import files
-from llm.config_model import ModelConfig
-from llm.config_train import TrainConfig, TrainSpec
-from llm.errors import ConfigError, DataError
-from tasks.store.store import Store
-from tasks.tokenise import dataset_url
+from flows.trials import trial_on_pipeline, trial_on_text
+from llm.errors import ConfigError
 
 if TYPE_CHECKING:
     from llm.scaling import Scaling, Trained
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
 DEPTHS, TOKENS = "2,3,4", "125k,250k,500k"
 """Small enough for minutes on a core: 37,000 to 220,000 parameters at 16 of width a layer."""
 WIDTH_PER_LAYER = 16
-CONTEXT_LENGTH = 64
-"""Of a text file's models; nanoGPT's documented CPU task."""
 
 
 def scaling(
@@ -73,7 +67,11 @@ def scaling(
     longest = 2 * max(lengths)
     if next_tokens is not None:
         longest = round(parse_amount("next-tokens", next_tokens))
-    name, folder, base = _of_text(text, to) if text else _of_pipeline(config, to, store)
+    name, folder, base = (
+        trial_on_text("scaling", text, to)
+        if text
+        else trial_on_pipeline("scaling", config, to, store)
+    )
     if threads is not None:
         base = base.model_copy(update={"train": base.train.model_copy(update={"threads": threads})})
     made = fit_and_predict(
@@ -136,46 +134,3 @@ def _one_further(depths: list[int]) -> int:
     """As far beyond the deepest as that is beyond the next."""
     deepest = sorted(set(depths))
     return deepest[-1] + (deepest[-1] - deepest[-2] if len(deepest) > 1 else 1)
-
-
-def _of_text(text: str, to: Path | None) -> tuple[str, Path, TrainSpec]:
-    from llm.text_dataset import write_text_dataset
-
-    name = Path(text).name.split(".")[0]
-    folder = to or Path(".loam/scaling") / name
-    data = write_text_dataset(text, folder / "data")
-    spec = TrainSpec(
-        run_url=files.absolute_url(str(folder / "runs")),
-        dataset_url=data.dataset_url,
-        base_url=data.base_url,
-        tokenizer_url=data.tokenizer_url,
-        cache_dir=str(folder / "cache"),
-        model=ModelConfig(context_length=CONTEXT_LENGTH),
-        train=TrainConfig(),
-    )
-    return name, folder, spec
-
-
-def _of_pipeline(
-    path: Path | None, to: Path | None, store: str | None
-) -> tuple[str, Path, TrainSpec]:
-    _, pipeline = load(path, store)
-    place = Store.at(pipeline.store.root)
-    if place.find_ref("dataset", pipeline.name) is None:
-        raise DataError(
-            f"there is no dataset/{pipeline.name} in {place.root}: `loam run` makes it, where the "
-            "config has a [model]"
-        )
-    dataset = find_line(place, f"dataset/{pipeline.name}")[-1]
-    folder = to or Path(".loam/scaling") / pipeline.name
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = TrainSpec(
-        run_url=files.absolute_url(str(folder / "runs")),
-        dataset_url=dataset_url(place, dataset),
-        base_url=place.root,
-        tokenizer_url=place.object_url(dataset.object("tokenizer")),
-        cache_dir=pipeline.store.cache_dir,
-        model=pipeline.model or ModelConfig(),
-        train=pipeline.train,
-    )
-    return pipeline.name, folder, spec
