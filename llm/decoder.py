@@ -171,7 +171,9 @@ class Decoder(nn.Module, ABC):
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores of every token id as the next one: [..., D] to [..., V]."""
-        return F.linear(x, (self.lm_head or self.embed_tokens).weight)
+        if self.lm_head is not None:
+            return self.lm_head(x)
+        return F.linear(x, self.embed_tokens.weight)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from llm.errors import ConfigError, DataError
 from llm.export import export_huggingface
 from llm.generate import generate
 from llm.import_huggingface import import_huggingface
+from llm.sampling import SamplingConfig
 from tests.llm.small_models import FAMILIES, SHAPES, small_model
 
 EXPORTABLE = {
@@ -76,10 +77,9 @@ def test_transformers_computes_the_same_logits_and_greedy_text(
         written = theirs.generate(
             tokens[:1, :4], do_sample=False, max_new_tokens=20, eos_token_id=None
         )
-    assert (
-        written[0, 4:].tolist()
-        == generate(model, [tokens[0, :4].tolist()], max_new_tokens=20, temperature=0).pop()
-    )
+    greedy = SamplingConfig(max_new_tokens=20, temperature=0)
+    (completion,) = generate(model, [tokens[0, :4].tolist()], greedy)
+    assert written[0, 4:].tolist() == list(completion.tokens)
 
 
 @pytest.mark.parametrize("shape", EXPORTABLE.values(), ids=EXPORTABLE.keys())
