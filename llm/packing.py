@@ -48,7 +48,7 @@ def best_fit(n_pairs_of: Ints, context_length: int) -> Packing:
     A document longer than a window fills as many as it can, and its rest is packed. Each piece, the
     longest first and of equal ones the first, goes where it leaves the least room. Where that
     leaves more windows than the pairs need, the emptiest are dealt out to the room in the others,
-    cut where they must be: so at most one window is not full.
+    cut where they must be: so less than one window's room stays empty in all.
     """
     starts_of = np.cumsum(n_pairs_of) - n_pairs_of
     n_whole = n_pairs_of // context_length

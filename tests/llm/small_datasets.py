@@ -84,4 +84,8 @@ def corpora(draw: st.DrawFn) -> list[Document]:
     ids = draw(st.lists(st.integers(0, 2**128 - 1), min_size=1, max_size=12, unique=True))
     top = draw(st.sampled_from([9, 65535, 65536, 2**32 - 1]))
     tokens = st.lists(st.integers(1, top), min_size=1, max_size=20)
-    return [Document(f"{i:032x}", draw(tokens)) for i in ids]
+    few = st.integers(1, 3)
+    return [
+        Document(f"{i:032x}", draw(tokens), source=f"source {draw(few)}", bytes_per_token=draw(few))
+        for i in ids
+    ]

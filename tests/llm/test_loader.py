@@ -20,6 +20,7 @@ from llm.loader import Batch, Loader
 from llm.mixture import PERIOD
 from llm.shuffle import mix
 from tests.llm.small_datasets import EOT, Document, corpora, made_up, prepared_from
+from tests.llm.small_models import small_model
 
 
 def epoch_of(loader: Loader, epoch: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -33,13 +34,26 @@ def counted(epoch: list[tuple[list[int], list[int]]]) -> list[int]:
     return [token for _, targets in epoch for token in targets if token != -100]
 
 
+def modes_of(documents: list[Document]) -> list[DataConfig]:
+    """One of each packing, curriculum, mask and mixture, for documents of these sources."""
+    weights = {source: 1.0 + k for k, source in enumerate(sorted({d.source for d in documents}))}
+    return [
+        DataConfig(),
+        DataConfig(packing="best_fit", document_mask=True),
+        DataConfig(weights=weights, curriculum="length"),
+        DataConfig(packing="best_fit", curriculum="difficulty", weights=weights),
+    ]
+
+
 @settings(max_examples=40, deadline=None)
-@given(corpora(), st.integers(1, 4), st.randoms(use_true_random=False), st.booleans())
-def test_the_order_of_training_depends_on_ids_and_tokens_alone(
-    documents: list[Document], n_shards: int, random: Random, small_list: bool
+@given(corpora(), st.integers(1, 4), st.randoms(use_true_random=False), st.integers(0, 3))
+def test_batches_depend_on_ids_and_tokens_alone_in_every_mode(
+    documents: list[Document], n_shards: int, random: Random, mode: int
 ) -> None:
+    """Not on shards, the order of rows, the order of steps, or how many processes share one."""
     moved = sorted(documents, key=lambda d: random.random())
-    tokens_type = pa.list_(pa.uint32()) if small_list else None
+    tokens_type = pa.list_(pa.uint32()) if mode % 2 else None
+    data = modes_of(documents)[mode]
     with tempfile.TemporaryDirectory() as folder:
         one = prepared_from(Path(folder) / "a", documents)
         other = prepared_from(Path(folder) / "b", moved, n_shards=n_shards, tokens_type=tokens_type)
@@ -47,11 +61,16 @@ def test_the_order_of_training_depends_on_ids_and_tokens_alone(
         assert one.tokens_S.tolist() == [t for d in by_id for t in [EOT, *d.tokens]]
         assert one.digest == other.digest
         assert one.tokens_S.dtype == other.tokens_S.dtype
-        loaders = [Loader(p, 7, 3, seed=5, bucket_tokens=16) for p in (one, other)]
-        for step in range(2 * loaders[0].n_windows()):
-            mine, theirs = (loader.batch(step) for loader in loaders)
-            assert mine.inputs_BT.equal(theirs.inputs_BT)
-            assert mine.targets_BT.equal(theirs.targets_BT)
+        mine, theirs = (Loader(p, 7, 6, 5, data, bucket_tokens=16) for p in (one, other))
+        steps = list(range(-(-2 * mine.n_windows() // 6)))
+        batches = [mine.batch(step) for step in steps]
+        random.shuffle(steps)
+        for step in steps:
+            world_size = random.choice([1, 2, 3, 6])
+            shares = [theirs.batch(step, rank, world_size) for rank in range(world_size)]
+            for name in ("inputs_BT", "targets_BT", "documents_BT"):
+                if (whole := getattr(batches[step], name)) is not None:
+                    assert torch.cat([getattr(share, name) for share in shares]).equal(whole)
 
 
 def test_an_epoch_predicts_every_token_once(tmp_path: Path) -> None:
@@ -211,14 +230,14 @@ def test_every_pair_of_a_document_is_learnt_once_an_epoch(
             assert all(EOT not in inputs[1:] for inputs, _ in pieces)
 
 
-def test_best_fit_cuts_few_documents_and_leaves_one_window_unfilled_in_each_bucket(
+def test_best_fit_cuts_few_documents_and_leaves_less_than_a_window_empty(
     tmp_path: Path,
 ) -> None:
     documents = made_up(2000, longest=40, seed=3)
     prepared = prepared_from(tmp_path, documents)
     loader = Loader(prepared, 32, 1, seed=1, data=BEST_FIT)
     batches = [loader.batch(k) for k in range(loader.n_windows())]
-    assert sum(batch.n_targets < 32 for batch in batches) <= 1
+    assert sum(32 - batch.n_targets for batch in batches) < 32
     short = [d for d in documents if len(d.tokens) < 32]
     whole = {(EOT, *d.tokens) for d in short}
     kept = sum(tuple(i) in whole for b in batches for i, _ in pieces_of(b))
@@ -228,19 +247,31 @@ def test_best_fit_cuts_few_documents_and_leaves_one_window_unfilled_in_each_buck
     assert kept > sum(tuple(i) in whole for i, _ in cut) * 1.3
 
 
-@pytest.mark.parametrize("data", [DataConfig(), BEST_FIT, DataConfig(curriculum="length")])
-def test_the_ranks_shares_are_the_global_batch(tmp_path: Path, data: DataConfig) -> None:
-    loader = Loader(prepared_from(tmp_path, made_up(100)), 16, 6, 2, data, bucket_tokens=300)
-    for step in range(5):
-        whole = loader.batch(step)
-        for world_size in (2, 3):
-            shares = [loader.batch(step, rank, world_size) for rank in range(world_size)]
-            for name in ("inputs_BT", "targets_BT", "documents_BT"):
-                if getattr(whole, name) is not None:
-                    parts = [getattr(share, name) for share in shares]
-                    assert torch.cat(parts).equal(getattr(whole, name))
-    with pytest.raises(ConfigError, match="4 processes cannot share"):
+def test_ranks_that_cannot_share_a_batch_evenly_are_refused(tmp_path: Path) -> None:
+    loader = Loader(prepared_from(tmp_path, made_up(20)), 16, 6, 2)
+    with pytest.raises(ConfigError, match="batch_size is 6, which 4 processes cannot share"):
         loader.batch(0, 0, 4)
+
+
+def test_a_document_that_was_packed_has_the_logits_it_has_alone(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(1).integers(1, 50, 400)
+    documents = [
+        Document(f"{k:032x}", tokens[10 * k : 10 * k + 3 + k % 7].tolist()) for k in range(40)
+    ]
+    batch = Loader(prepared_from(tmp_path, documents), 24, 6, 1, BEST_FIT).batch(0)
+    model = small_model(vocab_size=64).eval()
+    assert batch.documents_BT is not None
+    packed = model(batch.inputs_BT, documents_BT=batch.documents_BT)
+    leaked = 0
+    for row, numbers in enumerate(batch.documents_BT):
+        for number in numbers.unique():
+            here = numbers == number
+            alone = model(batch.inputs_BT[row, here][None])[0]
+            torch.testing.assert_close(packed[row, here], alone, rtol=1e-4, atol=1e-5)
+        unmasked = model(batch.inputs_BT[row][None])[0]
+        leaked += not torch.allclose(unmasked, packed[row], atol=1e-3)
+    assert int(batch.documents_BT.max()) > 1
+    assert leaked == len(batch.inputs_BT)
 
 
 def from_two_sources() -> list[Document]:
@@ -268,12 +299,33 @@ def test_a_mixture_gives_each_source_its_part_of_the_windows(tmp_path: Path) -> 
     assert windows == loader.batch(0).inputs_BT.tolist()[:35]
 
 
+def test_each_source_of_a_mixture_begins_anew_at_its_own_epoch(tmp_path: Path) -> None:
+    documents = from_two_sources()
+    source_of = {token: d.source for d in documents for token in d.tokens}
+    prepared = prepared_from(tmp_path, documents)
+    loader = Loader(prepared, 8, 10, 1, DataConfig(weights={"web": 3, "books": 1}))
+    targets: dict[str, list[int]] = {"web": [], "books": []}
+    for step in range(200):
+        for row in loader.batch(step).targets_BT.tolist():
+            told = [token for token in row if token > 0]
+            if told:
+                targets[source_of[told[0]]] += told
+    for source, found in targets.items():
+        own = sorted(token for token, name in source_of.items() if name == source)
+        epochs = [found[k : k + len(own)] for k in range(0, len(found), len(own))]
+        assert len(epochs) > (2 if source == "web" else 1)
+        assert all(sorted(epoch) == own for epoch in epochs[:-1])
+        assert epochs[0] != epochs[1] or len(epochs) == 2
+
+
 def test_weights_must_speak_of_every_source_and_of_no_other(tmp_path: Path) -> None:
     prepared = prepared_from(tmp_path, from_two_sources())
     with pytest.raises(ConfigError, match="says nothing of the source 'books'"):
         Loader(prepared, 8, 4, 1, DataConfig(weights={"web": 1}))
     with pytest.raises(ConfigError, match="names 'news', of which"):
         Loader(prepared, 8, 4, 1, DataConfig(weights={"web": 1, "books": 0, "news": 1}))
+    with pytest.raises(ConfigError, match=r"'web' 0\.0001, less than one part in 4096 of all"):
+        Loader(prepared, 8, 4, 1, DataConfig(weights={"web": 0.0001, "books": 1}))
     only = Loader(prepared, 8, 4, 1, DataConfig(weights={"web": 1, "books": 0}))
     assert only.n_windows() < Loader(prepared, 8, 4, 1).n_windows()
 
