@@ -9,12 +9,13 @@ from llm.config_train import TrainSpec
 from llm.environment import Environment
 from llm.evaluate import evaluate
 from llm.families import build_model
-from llm.generate import generate
+from llm.generate import generate, prompt_tokens
 from llm.inputs import Inputs
 from llm.metrics import Row
 from llm.parallel import World
 from llm.run_folder import json_bytes
 from llm.run_state import Run
+from llm.sampling import SamplingConfig
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 200
 """nanoGPT's defaults in `sample.py`."""
@@ -56,22 +57,19 @@ def sample(run: Run, inputs: Inputs, world: World, spec: TrainSpec) -> None:
     if model is None:
         return
     prompts = spec.train.sample_prompts
-    starts = [
-        [inputs.tokenizer.eot_id, *map(int, ids)] for ids in inputs.tokenizer.encode_batch(prompts)
-    ]
     made = generate(
         model,
-        starts,
-        max_new_tokens=spec.train.sample_tokens,
-        temperature=SAMPLE_TEMPERATURE,
-        top_k=SAMPLE_TOP_K,
-        top_p=1.0,
-        seed=spec.train.seed,
-        stop_tokens=[inputs.tokenizer.eot_id],
+        [prompt_tokens(inputs.tokenizer, prompt) for prompt in prompts],
+        SamplingConfig(
+            max_new_tokens=spec.train.sample_tokens,
+            temperature=SAMPLE_TEMPERATURE,
+            top_k=SAMPLE_TOP_K,
+            seed=spec.train.seed,
+        ),
+        inputs.tokenizer,
     )
     samples = [
-        {"prompt": prompt, "text": inputs.tokenizer.decode(tokens)}
-        for prompt, tokens in zip(prompts, made, strict=True)
+        {"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, made, strict=True)
     ]
     body = json_bytes({"step": run.step, "samples": samples})
     files.put(f"{spec.run_url}/samples/{run.step:08d}.json", body)
