@@ -76,6 +76,7 @@ app.command(cli_takedown.erase, group=KEEP)
 app.command(cli_size.size, group=LOOK)
 app.command(cli_scaling.scaling, group=LOOK)
 app.command(cli_ladder.ladder, group=LOOK)
+app.command(cli_ladder.attention, group=LOOK)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 

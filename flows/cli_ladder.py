@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows import showing
-from flows.cli_options import ConfigPath, Json, StoreUrl
+from flows.cli_model import find_version, load_version
+from flows.cli_options import ConfigPath, Json, StoreUrl, store_at
 from flows.cli_size import Count, CountOrNone
 from flows.showing_sizes import amount
 from flows.trials import CONTEXT_LENGTH, trial_on_pipeline, trial_on_text
@@ -92,3 +94,43 @@ def show_ladder(made: Ladder) -> None:
     showing.show_table(columns, rows)
     for rung in made.rungs:
         showing.say(f"\n{rung.name} writes:\n{rung.sample.strip()}")
+
+
+def attention(
+    *,
+    text: str,
+    model: str | None = None,
+    to: Path | None = None,
+    store: StoreUrl = None,
+) -> None:
+    """Draw what a registered model looks at in a text: a map of tokens by tokens for each head.
+
+    The page shows all layers and heads at once, and the map that is pointed at with its tokens and
+    weights. It needs nothing else, so that it can be kept or sent.
+
+        loam attention --text "class Worm(Animal):"
+        loam attention --text "To be, or not to be" --model shakespeare@2 --to attention.png
+
+    Args:
+        text: What the model reads, as the beginning of a document.
+        model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
+            where the store has only one.
+        to: Where to write; .loam/attention/NAME.html when not given. A name that ends in .png
+            gives a picture of all maps, without the tokens.
+        store: The store; else LOAM_STORE, else .loam/store.
+    """
+    place = store_at(store)
+    version = find_version(place, model)
+    from llm.attention_maps import as_html, as_png, attention_maps
+
+    maps = attention_maps(*load_version(place, version), text)
+    path = to or Path(".loam/attention") / f"{version.name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        path.write_bytes(as_png(maps))
+    else:
+        title = f"What {version.name} {version.version} looks at"
+        path.write_text(as_html(maps, title), encoding="utf-8")
+    n_layers, n_heads, n_tokens, _ = maps.weights_LHTT.shape
+    layers, heads = showing.counted(n_layers, "layer"), showing.counted(n_heads, "head")
+    showing.say(f"{layers} of {heads}, {showing.counted(n_tokens, 'token')}: {path}")

@@ -71,13 +71,13 @@ def generate(
         json: Print the texts as JSON.
     """
     place = store_at(store)
-    version = _find_version(place, model)
+    version = find_version(place, model)
     from llm.generate import generate as generate_all
     from llm.generate import prompt_tokens, stream
     from llm.quantize import int8_model
     from llm.sampling import SamplingConfig
 
-    loaded, tokenizer = _loaded(place, version)
+    loaded, tokenizer = load_version(place, version)
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -104,7 +104,8 @@ def generate(
         showing_text.show_pieces(pieces, n, showing_text.shown_logprobs(tokenizer))
 
 
-def _loaded(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
+def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
+    """A registered model and its tokenizer."""
     from llm.import_huggingface import import_huggingface
     from llm.tokenizer import Tokenizer
 
@@ -115,7 +116,11 @@ def _loaded(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
         return import_huggingface(Path(folder)), tokenizer
 
 
-def _find_version(store: Store, model: str | None) -> ModelVersion:
+def find_version(store: Store, model: str | None) -> ModelVersion:
+    """What NAME, NAME@ALIAS or NAME@VERSION names; the only model there is, by None.
+
+    Raises DataError naming the models there are.
+    """
     known = registry.names(store)
     if model is None and len(known) == 1:
         model = known[0]

@@ -58,3 +58,29 @@ def test_without_a_dataset_it_says_what_makes_one(
     assert code == 2
     assert "no dataset/new" in err
     assert "`loam run` makes it" in err
+
+
+def test_attention_is_drawn_for_a_registered_model(
+    grown: Grown,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOAM_STORE", "store")
+    for name, begins in (("maps.html", b"<!doctype html>"), ("maps.png", b"\x89PNG")):
+        path = tmp_path / "made" / name
+        code, out, err = loam(capsys, "attention", "--text", "the river", "--to", str(path))
+        assert code == 0, err
+        assert out.startswith("1 layer of 2 heads, ")
+        assert path.read_bytes().startswith(begins)
+    assert b"What tiny 1 looks at" in (tmp_path / "made" / "maps.html").read_bytes()
+
+
+def test_attention_says_which_models_there_are_and_how_long_a_text_may_be(
+    grown: Grown, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOAM_STORE", "store")
+    code, _, err = loam(capsys, "attention", "--text", "a", "--model", "absent")
+    assert (code, "there are tiny" in err) == (2, True)
+    code, _, err = loam(capsys, "attention", "--text", "river " * 40)
+    assert (code, "context_length is 32" in err) == (2, True)
