@@ -26,6 +26,7 @@ from llm.files import arrow_filesystem, read_bytes
 Ints = npt.NDArray[np.int64]
 
 _IDS_AT_A_TIME = 1 << 16
+_COUNTED_AT_A_TIME = 1024  # documents
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,29 @@ def read_shard(
                 "write the dataset file again"
             )
         yield document, tokens
+
+
+def count_tokens(
+    dataset_url: str, split: str, base_url: str = "", *, eot_id: int, vocab_size: int
+) -> Ints:
+    """(vocab_size,): how often each token is in a split, with one eot a document.
+
+    One pass over the token shards, of which nothing is kept. Raises what `read_shard` raises.
+    """
+    body = read_dataset(dataset_url)
+    documents, places = documents_of(body, split, dataset_url, base_url)
+    counts = np.zeros(vocab_size, np.int64)
+    counts[eot_id] = documents.n_documents
+    held: list[npt.NDArray[Any]] = []
+    for shard, wanted in enumerate(places.by_shard()):
+        for _, tokens in read_shard(documents, places, shard, wanted):
+            held.append(tokens)
+            if len(held) == _COUNTED_AT_A_TIME:
+                counts += np.bincount(np.concatenate(held), minlength=vocab_size)
+                held = []
+    if held:
+        counts += np.bincount(np.concatenate(held), minlength=vocab_size)
+    return counts
 
 
 def _resolve(name: str, base_url: str) -> str:

@@ -99,9 +99,13 @@ def unigram_baseline(train: Prepared, validation: Prepared, vocab_size: int) -> 
     Add-one smoothing (Laplace) over `vocab_size` tokens; each document of the training split
     counts its tokens and one eot.
     """
-    counts = _count_tokens(train.tokens_S, vocab_size)
-    nats_by_token = np.log(counts.sum() + vocab_size) - np.log(counts + 1)
-    targets = _count_tokens(validation.tokens_S[1:], vocab_size)
+    return unigram_of_counts(_count_tokens(train.tokens_S, vocab_size), validation)
+
+
+def unigram_of_counts(counts_V: np.ndarray, validation: Prepared) -> Evaluation:
+    """`unigram_baseline`, given how often each token of a vocabulary is in the training split."""
+    nats_by_token = np.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1)
+    targets = _count_tokens(validation.tokens_S[1:], len(counts_V))
     n_tokens = len(validation.tokens_S) - 1
     return _evaluation(float(targets @ nats_by_token), n_tokens, _bytes_of(validation, n_tokens))
 

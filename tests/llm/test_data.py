@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm.data import prepare, validation_windows
+from llm.dataset_file import count_tokens
 from llm.errors import DataError, StorageError
 from tests.llm.small_datasets import EOT, Document, made_up, prepared_from, write_dataset
 
@@ -118,3 +119,11 @@ def test_a_full_disk_is_said_and_leaves_nothing_to_be_read(tmp_path: Path, monke
     by_id = sorted(documents, key=lambda d: d.id)
     expected = [t for d in by_id for t in [EOT, *d.tokens]]
     assert prepared_from(tmp_path, documents).tokens_S.tolist() == expected
+
+
+def test_tokens_are_counted_without_a_copy(tmp_path: Path) -> None:
+    documents = [Document(d.id, [t % 7 + 1 for t in d.tokens]) for d in made_up(3000, longest=5)]
+    url = write_dataset(tmp_path, documents, n_shards=3)
+    counts = count_tokens(url, "train", str(tmp_path), eot_id=EOT, vocab_size=9)
+    stream_S = prepared_from(tmp_path, documents).tokens_S
+    assert counts.tolist() == np.bincount(stream_S, minlength=9).tolist()
