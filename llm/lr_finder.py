@@ -83,6 +83,7 @@ def _losses(
     # No warm-up, no decay, no guard: what is looked for is where it goes wrong.
     optim = {"warmup_steps": 0, "decay": "wsd", "decay_fraction": 1e-9}
     settings = {
+        "steps": steps + 1,
         "optim": spec.train.optim.model_copy(update=optim),
         "guards": GuardConfig(skip_above=0, divergence=0),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from llm.environment import Environment
 from llm.gpus import GPUS
 
-CPU_SIZE, GPU_SIZE = 1024, 8192
+CPU_SIZE, GPU_SIZE = 512, 8192
 """Width of the matrices that a peak is measured with: large enough that it grows no more."""
 PRODUCTS = 5
 
@@ -36,7 +37,9 @@ def _is(model: str, name: str) -> bool:
     pcie = "pcie" in kind
     numbers = [word for word in kind if word.isdigit()]
     return (
-        brand in name.split() and pcie == ("pcie" in name) and all(word in name for word in numbers)
+        brand in re.split(r"[\s-]+", name)
+        and pcie == ("pcie" in name)
+        and all(word in name for word in numbers)
     )
 
 

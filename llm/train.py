@@ -169,7 +169,9 @@ def _learn(
                 run, inputs, environment, world, batch_size=size * world.world_size,
                 max_windows=windows,
             )  # fmt: skip
+            # The best are what an early stop goes back to.
             save |= config.guards.patience > 0 and run.validation is run.best_validation
+            save |= run.stopped_early(config)
         if note:
             log.append(row)
         if draw:
@@ -205,12 +207,13 @@ def _refuse_divergence(run: Run, made: Step, writer: checkpoint.Writer, spec: Tr
 def _take_the_best(
     run: Run, inputs: Inputs, environment: Environment, world: World, spec: TrainSpec, size: int
 ) -> None:
-    """After an early stop: the weights of the best look, looked at in full."""
+    """After an early stop: the state of the best look, looked at in full."""
     assert run.best_validation is not None
     like = like_parameters(run.model, run.optimizers)
     best = checkpoint.load(spec.run_url, run.best_validation["step"], like)
     run.restore(best.state)
     validate(run, inputs, environment, world, batch_size=size * world.world_size, max_windows=None)
+    sample(run, inputs, world, spec)
 
 
 def main(arguments: list[str] | None = None) -> int:
