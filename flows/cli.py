@@ -19,7 +19,19 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import cli_card, cli_corpus, cli_model, cli_store, cli_takedown, cli_trace, showing
+from flows import (
+    cli_card,
+    cli_corpus,
+    cli_ladder,
+    cli_model,
+    cli_scaling,
+    cli_size,
+    cli_store,
+    cli_takedown,
+    cli_trace,
+    showing,
+    showing_sizes,
+)
 from flows.cli_options import (
     GROW,
     KEEP,
@@ -61,6 +73,10 @@ app.command(cli_store.export, group=KEEP)
 app.command(cli_store.repin, group=KEEP)
 app.command(cli_takedown.takedown, group=KEEP)
 app.command(cli_takedown.erase, group=KEEP)
+app.command(cli_size.size, group=LOOK)
+app.command(cli_scaling.scaling, group=LOOK)
+app.command(cli_ladder.ladder, group=LOOK)
+app.command(cli_ladder.attention, group=LOOK)
 app.command(cli_store.store)
 app.command(cli_store.deploy, group=GROW)
 
@@ -173,9 +189,10 @@ def plan(
     _, pipeline = load(config, store)
     planned = make_plan(pipeline, RunOptions(refresh=refresh, sample=sample))
     if json:
-        showing.say_json(planned.as_json())
+        showing.say_json(planned.as_json() | {"model": showing_sizes.model_facts(pipeline)})
     else:
         showing.show_plan(planned)
+        showing_sizes.show_model(pipeline)
 
 
 def _report_of(config: PipelineConfig, options: RunOptions, planned: Plan) -> Path:

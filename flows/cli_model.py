@@ -5,17 +5,21 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows import showing
-from flows.cli_options import Json, StoreUrl, store_at
+from flows import showing, showing_text
+from flows.cli_options import Flag, Json, StoreUrl, store_at
 from llm.errors import DataError
 from tasks import registry
 from tasks.registry import ModelVersion
 from tasks.store.store import Store
+
+if TYPE_CHECKING:
+    from llm.decoder import Decoder
+    from llm.tokenizer import Tokenizer
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
@@ -29,17 +33,23 @@ def generate(
     temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.8,
     top_k: NotNegative = 0,
     top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 0.95,
+    min_p: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
+    repetition_penalty: Annotated[float, Parameter(validator=Number(gt=0))] = 1.0,
+    stop: tuple[str, ...] = (),
     seed: NotNegative = 0,
     n: AtLeastOne = 1,
+    int8: Flag = False,
+    logprobs: Annotated[int | None, Parameter(validator=Number(gte=0), show_default=False)] = None,
     store: StoreUrl = None,
     json: Json = False,
 ) -> None:
-    """Write text with a registered model.
+    """Write text with a registered model, shown as it comes.
 
     The same model, prompt, settings and seed give the same text.
 
         loam generate --model quickstart --prompt "class "
         loam generate --model quickstart@3 --temperature 0 --max-new-tokens 50
+        loam generate --prompt "def " --min-p 0.05 --repetition-penalty 1.1 --stop "\\n\\n" --int8
 
     Args:
         model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
@@ -48,46 +58,69 @@ def generate(
         max_new_tokens: Tokens to add at most.
         temperature: 0 takes the likeliest token, 1 draws from the model's own probabilities.
         top_k: Draw from the k likeliest tokens; 0 from all.
-        top_p: Draw from the likeliest tokens that together have this probability.
+        top_p: Draw from the fewest likeliest tokens that together have this probability.
+        min_p: Draw from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens that the text has already become less likely.
+        stop: End the text before this string, in which \\n is a new line; may be given again.
         seed: The same seed gives the same text; the n-th text has seed + n.
         n: How many texts.
+        int8: Hold the weights in 8 bits: less memory, more tokens a second, a slightly other model.
+        logprobs: Instead of the text, list its tokens with their log-probabilities in the model,
+            and this many likeliest tokens in the place of each.
         store: The store; else LOAM_STORE, else .loam/store.
         json: Print the texts as JSON.
     """
     place = store_at(store)
-    version = _find_version(place, model)
-    from llm.export import load_exported
-    from llm.generate import generate as continue_texts
-    from llm.tokenizer import Tokenizer
+    version = find_version(place, model)
+    from llm.generate import generate as generate_all
+    from llm.generate import prompt_tokens, stream
+    from llm.quantize import int8_model
+    from llm.sampling import SamplingConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ref in version.files.items():
-            (Path(folder) / name).write_bytes(place.read_bytes(ref))
-        loaded, _ = load_exported(Path(folder))
-        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
-    start = [tokenizer.eot_id, *map(int, tokenizer.encode_batch([prompt])[0])]
-    made = continue_texts(
-        loaded,
-        [start] * n,
+    loaded, tokenizer = load_version(place, version)
+    settings = SamplingConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        seed=[seed + index for index in range(n)],
-        stop_tokens=[tokenizer.eot_id],
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(one.replace("\\n", "\n") for one in stop),
+        logprobs=logprobs,
     )
-    texts = [prompt + tokenizer.decode(tokens) for tokens in made]
+    each = [settings.model_copy(update={"seed": seed + index}) for index in range(n)]
+    start = prompt_tokens(tokenizer, prompt)
+    writer = int8_model(loaded) if int8 else loaded
     if json:
+        made = generate_all(writer, [start] * n, each, tokenizer)
         about = {"model": version.name, "version": version.version, "prompt": prompt}
-        showing.say_json({**about, "texts": texts})
+        found = showing_text.described(made, tokenizer)
+        showing.say_json(about | found | {"texts": [prompt + text for text in found["texts"]]})
         return
-    for index, text in enumerate(texts):
-        if index:
-            showing.say("\n---\n")
-        showing.say(text)
+    pieces = stream(writer, [start] * n, each, tokenizer)
+    if logprobs is None:
+        showing_text.show_pieces(pieces, n, lambda piece: piece.text, prompt)
+    else:
+        showing_text.show_pieces(pieces, n, showing_text.shown_logprobs(tokenizer))
 
 
-def _find_version(store: Store, model: str | None) -> ModelVersion:
+def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
+    """A registered model and its tokenizer."""
+    from llm.import_huggingface import import_huggingface
+    from llm.tokenizer import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ref in version.files.items():
+            (Path(folder) / name).write_bytes(store.read_bytes(ref))
+        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
+        return import_huggingface(Path(folder)), tokenizer
+
+
+def find_version(store: Store, model: str | None) -> ModelVersion:
+    """What NAME, NAME@ALIAS or NAME@VERSION names; the only model there is, by None.
+
+    Raises DataError naming the models there are.
+    """
     known = registry.names(store)
     if model is None and len(known) == 1:
         model = known[0]

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.dial import DIAL_KEYS, turn_the_dial
 from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
@@ -105,16 +106,22 @@ class PipelineConfig(Config):
     """The tokenizer."""
 
     model: ModelConfig | None = None
-    """The model's shape; without it the pipeline ends with the corpus."""
+    """The model's shape; without it the pipeline ends with the corpus. `depth = 8` in it fills what
+    this section and `train` leave out (see `llm/depth.py`)."""
 
     train: TrainConfig = TrainConfig()
-    """How the model is trained."""
+    """How the model is trained. With `model.depth`, `tokens` may stand for `steps`."""
 
     evaluate: EvaluateConfig = EvaluateConfig()
     """On what the model is measured."""
 
     registry: RegisterConfig = RegisterConfig()
     """What the model is called and when a version takes over."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _depth_sets_the_rest(cls, data: Any) -> Any:
+        return turn_the_dial(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _one_quality_classifier(self) -> Self:
@@ -204,7 +211,7 @@ def _keys_at(place: tuple[Any, ...]) -> list[str]:
             found = [m for m in _models_in(Source) if m.__name__.lower().startswith(str(part))]
         if found:
             model = found[0]
-    return sorted(model.model_fields)
+    return sorted({*model.model_fields, *DIAL_KEYS.get(place, ())})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

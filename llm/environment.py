@@ -25,13 +25,14 @@ class Environment:
     threads: int
     world_size: int
     torch: str
-    mode: Literal["eager", "compiled"]
-    dtype: Literal["float32", "bfloat16"]
+    mode: Literal["eager", "compiled", "compiled, recomputing"]
+    """A compiler fuses a backward pass that computes activations again in another way."""
+    dtype: Literal["float32", "bfloat16", "float16"]
 
     def autocast(self) -> autocast:
         """The numbers of matrix products; weights, gradients and the loss stay float32."""
-        enabled = self.dtype == "bfloat16"
-        return autocast(self.device, dtype=torch.bfloat16, enabled=enabled)
+        dtype = torch.float16 if self.dtype == "float16" else torch.bfloat16
+        return autocast(self.device, dtype=dtype, enabled=self.dtype != "float32")
 
 
 def begin(config: TrainConfig) -> Environment:
@@ -66,9 +67,15 @@ def begin(config: TrainConfig) -> Environment:
         threads=config.threads,
         world_size=1,
         torch=str(torch.__version__),
-        mode="compiled" if config.compile else "eager",
+        mode=_mode(config),
         dtype=auto if config.dtype == "auto" else config.dtype,
     )
+
+
+def _mode(config: TrainConfig) -> Literal["eager", "compiled", "compiled, recomputing"]:
+    if not config.compile:
+        return "eager"
+    return "compiled, recomputing" if config.checkpoint_activations else "compiled"
 
 
 def rng_state() -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from llm.data import IGNORED, Prepared, validation_windows
 from llm.errors import DataError
+from llm.parallel import World, sum_over_ranks
 
 _CHUNK = 1 << 22  # Tokens counted at a time.
 
@@ -45,13 +46,16 @@ def evaluate(
     batch_size: int,
     max_windows: int | None = None,
     device: torch.device | str = "cpu",
+    world: World | None = None,
 ) -> Evaluation:
     """The cost of the split under `model(tokens_BT) -> logits_BTV`, in float32.
 
     `max_windows` (None or 0: all) scores only the first windows: a random sample of documents,
     because ids are hashes, and the same each time. The bytes of a document that it cuts off count
-    in proportion to its tokens. Raises DataError when there is nothing to predict.
+    in proportion to its tokens. The ranks of a `world` share the windows of each batch, and all
+    get the whole cost. Raises DataError when there is nothing to predict.
     """
+    world = world or World.single()
     windows = validation_windows(prepared, context_length)
     n_windows = min(len(windows), max_windows or len(windows))
     was_training = model.training
@@ -60,8 +64,15 @@ def evaluate(
     with torch.no_grad():
         for first in range(0, n_windows, batch_size):
             rows = np.arange(first, min(first + batch_size, n_windows))
-            inputs_BT, targets_BT = (torch.from_numpy(x).to(device) for x in windows.take(rows))
+            mine = np.array_split(rows, world.world_size)[world.rank]
+            inputs_BT, targets_BT = (
+                torch.from_numpy(x).to(device)
+                for x in windows.take(mine if len(mine) else rows[:1])
+            )
+            # All ranks run the model equally often: a sharded one needs them all.
             logits_BTV = model(inputs_BT)
+            if not len(mine):
+                continue
             loss = F.cross_entropy(
                 logits_BTV.flatten(0, 1).float(),
                 targets_BT.flatten(),
@@ -70,6 +81,8 @@ def evaluate(
             )
             nats += loss.item()
     model.train(was_training)
+    if world.world_size > 1:
+        nats = sum_over_ranks(torch.tensor(nats, dtype=torch.float64)).item()
     n_tokens = min(n_windows * context_length, len(prepared.tokens_S) - 1)
     return _evaluation(nats, n_tokens, _bytes_of(prepared, n_tokens))
 
@@ -86,9 +99,13 @@ def unigram_baseline(train: Prepared, validation: Prepared, vocab_size: int) -> 
     Add-one smoothing (Laplace) over `vocab_size` tokens; each document of the training split
     counts its tokens and one eot.
     """
-    counts = _count_tokens(train.tokens_S, vocab_size)
-    nats_by_token = np.log(counts.sum() + vocab_size) - np.log(counts + 1)
-    targets = _count_tokens(validation.tokens_S[1:], vocab_size)
+    return unigram_of_counts(_count_tokens(train.tokens_S, vocab_size), validation)
+
+
+def unigram_of_counts(counts_V: np.ndarray, validation: Prepared) -> Evaluation:
+    """`unigram_baseline`, given how often each token of a vocabulary is in the training split."""
+    nats_by_token = np.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1)
+    targets = _count_tokens(validation.tokens_S[1:], len(counts_V))
     n_tokens = len(validation.tokens_S) - 1
     return _evaluation(float(targets @ nats_by_token), n_tokens, _bytes_of(validation, n_tokens))
 

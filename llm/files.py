@@ -200,6 +200,31 @@ def _read_or_none(url: str) -> bytes | None:
         return None
 
 
+def read_ranges(urls: Sequence[str], firsts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+    """`sizes` bytes of each file, from `firsts` on: one batch of requests on S3.
+
+    Raises FileNotFoundError or StorageError.
+    """
+    ranges = [(*wanted, wanted[1] + wanted[2]) for wanted in zip(urls, firsts, sizes, strict=True)]
+    if not urls or not is_s3(urls[0]):
+        return [_read_range(url, first, size) for url, first, size, _ in ranges]
+    # An empty range is no range to S3.
+    asked = [(url, first, end) for url, first, size, end in ranges if size]
+    with explained(urls[0], "reading"):
+        found = iter(_s3_here().cat_ranges(*map(list, zip(*asked, strict=True))) if asked else [])
+        bodies = [next(found) if size else b"" for size in sizes]
+        for body in bodies:
+            if isinstance(body, Exception):
+                raise body
+    return bodies
+
+
+def _read_range(url: str, first: int, size: int) -> bytes:
+    with explained(url, "reading"), local_path(url).open("rb") as file:
+        file.seek(first)
+        return file.read(size)
+
+
 def sha256(body: bytes) -> str:
     """sha256 of the bytes, as 64 hex digits."""
     return hashlib.sha256(body).hexdigest()

@@ -1,98 +1,146 @@
-"""Text from a model, one token at a time, for a batch of prompts of unequal lengths."""
+"""Text from a model, one token at a time, for a batch of prompts of unequal lengths.
+
+Each prompt has settings and a seed of its own, and what it gets does not depend on the prompts
+beside it: rows are padded out of each other's sight and drawn from generators of their own. The
+arithmetic of a product may differ in its last bits with the number of its rows, though, so that
+between two tokens that are level to six digits the choice may fall otherwise in a larger batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llm.errors import DataError
-from llm.model import KVCache, Model
+from llm.decoder import Decoder, KVCache
+from llm.errors import ConfigError, DataError
+from llm.sampling import SamplingConfig, sample
+from llm.text_stream import TextStream
+from llm.tokenizer import Tokenizer
+
+Finish = Literal["stop", "length"]
+"""Why a text ended: at a stop, or at `max_new_tokens`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step adds to one text."""
+
+    row: int
+    """Which prompt it follows."""
+    token: int | None
+    """None where the text ended before a stop token."""
+    text: str
+    """Characters that are certain now; "" without a tokenizer."""
+    logprob: float | None = None
+    """Natural logarithm of the token's probability in the model itself, before any setting."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, the likeliest first."""
+    finish: Finish | None = None
+    """Set on the last piece of a text."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What followed one prompt."""
+
+    tokens: tuple[int, ...]
+    """Without stop tokens, but with those that make up a stop string."""
+    text: str
+    """Ends before the stop string. "" without a tokenizer."""
+    finish: Finish
+    logprobs: tuple[float, ...]
+    """Of each token, where they were asked for."""
+    likeliest: tuple[tuple[tuple[int, float], ...], ...]
+    """The likeliest tokens in the place of each, likewise."""
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig | Sequence[SamplingConfig],
+    tokenizer: Tokenizer | None = None,
+) -> list[Completion]:
+    """What the model adds to each prompt. Arguments and errors as of `stream`."""
+    pieces: list[list[Piece]] = [[] for _ in prompts]
+    for piece in stream(model, prompts, settings, tokenizer):
+        pieces[piece.row].append(piece)
+    return [_joined(row) for row in pieces]
+
+
+def _joined(pieces: Sequence[Piece]) -> Completion:
+    return Completion(
+        tokens=tuple(piece.token for piece in pieces if piece.token is not None),
+        text="".join(piece.text for piece in pieces),
+        finish=(pieces[-1].finish if pieces else None) or "length",
+        logprobs=tuple(piece.logprob for piece in pieces if piece.logprob is not None),
+        likeliest=tuple(piece.likeliest for piece in pieces if piece.logprob is not None),
+    )
 
 
 @torch.inference_mode()
-def generate(
-    model: Model,
-    prompt_tokens: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | Sequence[int] = 0,
-    stop_tokens: Collection[int] = (),
-) -> list[list[int]]:
-    """What the model adds to each prompt: at most `max_new_tokens` ids, without the prompt.
+def stream(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig | Sequence[SamplingConfig],
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[Piece]:
+    """Continues every prompt (token ids), and yields each token as it comes: row by row, in steps.
 
-    A row ends before the first of `stop_tokens`, which is left out: so a row shorter than
-    `max_new_tokens` is one that stopped. Temperature 0 takes the likeliest token and draws nothing.
-
-    Each row draws from a generator of its own, begun at its own seed (or at the one seed given),
-    so that what a prompt gets does not depend on the prompts beside it.
+    `settings` are one for all prompts, or one for each. With a tokenizer, pieces have text, stop
+    strings are found, a text ends before the end-of-text token, and `unwritten_ids` are never
+    drawn. The model is in evaluation mode meanwhile.
 
     Past `context_length` the model sees the last `context_length` tokens, encoded anew for each
     token, since their positions all move by one: a token then costs a whole window.
 
-    Raises DataError for an empty prompt, an id outside the vocabulary, or seeds that are not one
-    for each prompt.
+    Raises DataError for an empty prompt, an id outside the vocabulary, or settings that are not one
+    for each prompt; ConfigError for stop strings without a tokenizer.
     """
-    _check_prompts(model, prompt_tokens)
-    seeds = [seed] * len(prompt_tokens) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompt_tokens):
-        raise DataError(f"{len(seeds)} seeds for {len(prompt_tokens)} prompts: give one for each")
-    generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
-    texts = [list(prompt) for prompt in prompt_tokens]
-    continuations: list[list[int]] = [[] for _ in texts]
-    reader = _Reader(model, max_new_tokens)
-    going = list(range(len(texts))) if max_new_tokens > 0 else []
-    while going:
-        logits = reader.next_logits({row: texts[row] for row in going})
-        still_going = []
-        for row, logits_V in zip(going, logits, strict=True):
-            token = sample(logits_V, generators[row], temperature, top_k, top_p)
-            if token in stop_tokens:
-                continue
-            texts[row].append(token)
-            continuations[row].append(token)
-            if len(continuations[row]) < max_new_tokens:
-                still_going.append(row)
-        going = still_going
-    return continuations
+    _check_prompts(model, prompts)
+    each = [settings] * len(prompts) if isinstance(settings, SamplingConfig) else list(settings)
+    if len(each) != len(prompts):
+        raise DataError(f"{len(each)} settings for {len(prompts)} prompts: give one for each")
+    vocab_size = model.config.vocab_size
+    banned_V = None
+    if tokenizer is not None:
+        banned_V = torch.zeros(vocab_size, dtype=torch.bool)
+        banned_V[unwritten_ids(tokenizer, vocab_size)] = True
+    rows = [_Row(*row, vocab_size, tokenizer, banned_V) for row in zip(prompts, each, strict=True)]
+    reader = _Reader(model, max((one.max_new_tokens for one in each), default=0))
+    going = {number: row for number, row in enumerate(rows) if row.settings.max_new_tokens > 0}
+    was_training = model.training
+    model.eval()
+    try:
+        while going:
+            logits = reader.next_logits({number: row.tokens for number, row in going.items()})
+            for (number, row), logits_V in zip(list(going.items()), logits, strict=True):
+                piece = row.step(number, logits_V)
+                yield piece
+                if piece.finish:
+                    del going[number]
+    finally:
+        model.train(was_training)
 
 
-def sample(
-    logits_V: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float
-) -> int:
-    """One token id: temperature first, then `top_k`, then `top_p` of what is left.
-
-    `top_k` 0 keeps every token. `top_p` keeps the fewest likeliest tokens whose probabilities reach
-    it (nucleus sampling, Holtzman et al. 2020), never fewer than one.
-    """
-    if temperature == 0:
-        return int(logits_V.argmax())
-    return int(
-        torch.multinomial(filtered(logits_V / temperature, top_k, top_p), 1, generator=generator)
-    )
+def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text as training saw one begin: after the end of another."""
+    return [tokenizer.eot_id, *map(int, tokenizer.encode_batch([text])[0])]
 
 
-def filtered(logits_V: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities after `top_k` and `top_p`, summing to one."""
-    if 0 < top_k < len(logits_V):
-        least = logits_V.topk(top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-    probabilities_V = logits_V.softmax(-1)
-    if top_p < 1:
-        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V
-        beyond = before_V >= top_p
-        beyond[0] = False
-        probabilities_V = probabilities_V.index_fill(0, order_V[beyond], 0.0)
-    return probabilities_V / probabilities_V.sum()
+def unwritten_ids(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    """Ids below `vocab_size` that no text has, so that training never rewarded them: reserved
+    tokens but end of text, the unknown one, and ids without a token."""
+    special = set(tokenizer.special_ids.values()) | {tokenizer.unknown_id}
+    known = tokenizer.known_ids - (special - {tokenizer.eot_id})
+    return sorted(set(range(vocab_size)) - known)
 
 
-def _check_prompts(model: Model, prompt_tokens: Sequence[Sequence[int]]) -> None:
-    for number, prompt in enumerate(prompt_tokens):
+def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+    for number, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {number} is empty: begin it with the end-of-text token")
         if not 0 <= min(prompt) <= max(prompt) < model.config.vocab_size:
@@ -102,17 +150,78 @@ def _check_prompts(model: Model, prompt_tokens: Sequence[Sequence[int]]) -> None
             )
 
 
+class _Row:
+    """One prompt, what follows it by now, and what its next token depends on."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        settings: SamplingConfig,
+        vocab_size: int,
+        tokenizer: Tokenizer | None,
+        banned_V: Tensor | None,
+    ) -> None:
+        if settings.stop and tokenizer is None:
+            raise ConfigError(f"stop strings {settings.stop} need a tokenizer to be found by")
+        self.tokens = list(prompt)
+        self.settings = settings
+        self.end = len(prompt) + settings.max_new_tokens
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.banned_V = banned_V
+        self.stop_tokens = set(settings.stop_tokens)
+        self.text: TextStream | None = None
+        if tokenizer is not None:
+            self.stop_tokens.add(tokenizer.eot_id)
+            self.text = TextStream(tokenizer, self.tokens, settings.stop)
+        self.seen_V: Tensor | None = None
+        if settings.repetition_penalty != 1:
+            self.seen_V = torch.zeros(vocab_size, dtype=torch.bool)
+            self.seen_V[self.tokens] = True
+
+    def step(self, number: int, logits_V: Tensor) -> Piece:
+        """Draws a token and adds it."""
+        allowed_V = logits_V
+        if self.banned_V is not None:
+            allowed_V = logits_V.masked_fill(self.banned_V, -torch.inf)
+        token = sample(allowed_V, self.generator, self.settings, self.seen_V)
+        if token in self.stop_tokens:
+            return Piece(number, None, self._rest(), finish="stop")
+        self.tokens.append(token)
+        if self.seen_V is not None:
+            self.seen_V[token] = True
+        text = self.text.push(token) if self.text else ""
+        finish: Finish | None = "length" if len(self.tokens) == self.end else None
+        if finish:
+            text += self._rest()
+        if self.text and self.text.stopped:
+            finish = "stop"
+        return Piece(number, token, text, *self._logprobs(logits_V, token), finish)
+
+    def _rest(self) -> str:
+        return self.text.end() if self.text else ""
+
+    def _logprobs(
+        self, logits_V: Tensor, token: int
+    ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+        if self.settings.logprobs is None:
+            return None, ()
+        logprobs_V = logits_V.log_softmax(-1)
+        top = logprobs_V.topk(min(self.settings.logprobs, len(logprobs_V)))
+        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return float(logprobs_V[token]), tuple(likeliest)
+
+
 class _Reader:
     """Next-token logits of growing texts, through a cache as long as the context has room."""
 
-    def __init__(self, model: Model, max_new_tokens: int) -> None:
+    def __init__(self, model: Decoder, max_new_tokens: int) -> None:
         self.model = model
         self.max_new_tokens = max_new_tokens
         self.device = model.embed_tokens.weight.device
         self.cache: KVCache | None = None
         self.cached: list[int] = []
 
-    def next_logits(self, texts: dict[int, list[int]]) -> Tensor:
+    def next_logits(self, texts: Mapping[int, list[int]]) -> Tensor:
         """[len(texts), V] on the CPU in fp32. A text has grown by one token since the last call."""
         if self.cache is None:
             self.cache = self._new_cache(texts)
@@ -129,14 +238,14 @@ class _Reader:
             logits.update(zip(full, self._encode(full), strict=True))
         return torch.stack([logits[row] for row in texts])
 
-    def _new_cache(self, texts: dict[int, list[int]]) -> KVCache:
+    def _new_cache(self, texts: Mapping[int, list[int]]) -> KVCache:
         self.cached = list(texts)
         longest = max(map(len, texts.values())) + self.max_new_tokens
         capacity = min(longest, self.model.config.context_length)
         weight = self.model.embed_tokens.weight
         return KVCache(self.model.config, len(texts), capacity, like=weight)
 
-    def _encode(self, texts: dict[int, list[int]], cache: KVCache | None = None) -> Tensor:
+    def _encode(self, texts: Mapping[int, list[int]], cache: KVCache | None = None) -> Tensor:
         """Read the last window of each text from its beginning, into the cache if there is one."""
         windows = [text[-self.model.config.context_length :] for text in texts.values()]
         longest = max(map(len, windows))
@@ -148,7 +257,7 @@ class _Reader:
         rows_B = torch.arange(len(windows), device=self.device)
         return self.model.logits(x_BTD[rows_B, lengths_B - 1]).float().cpu()
 
-    def _step(self, texts: dict[int, list[int]], cache: KVCache) -> Tensor:
+    def _step(self, texts: Mapping[int, list[int]], cache: KVCache) -> Tensor:
         """Read the newest token of each text after what the cache holds of it."""
         if list(texts) != self.cached:
             places = [self.cached.index(row) for row in texts]

@@ -23,6 +23,9 @@ FLUSH_SECONDS = 5.0
 PLAIN_SECONDS = 5.0
 """The least time between two lines of progress where the output is no terminal."""
 
+TIMINGS = frozenset({"tokens_per_second", "mfu", "memory_mib"})
+"""Fields of a row that say what a step took; all others are the same in any undisturbed run."""
+
 _FIRST_STEP = re.compile(r"/(\d{8,})\.jsonl$")
 
 Row = dict[str, Any]
@@ -70,8 +73,10 @@ def _segments(root: str) -> list[tuple[int, str]]:
 class Display:
     """Progress with rate and time left: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, steps: int, step: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, soft_wrap=True)
+    def __init__(
+        self, steps: int, step: int, console: Console | None = None, quiet: bool = False
+    ) -> None:
+        self._console = console or Console(stderr=True, soft_wrap=True, quiet=quiet)
         self._steps, self._begun_at, self._begun_with = steps, time.monotonic(), step
         self._line_at = float("-inf")
         self._bar = Progress(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from llm.config_model import OptimConfig
-from llm.model import Model
+from llm.config_optim import OptimConfig
+from llm.decoder import Decoder, Role
+from llm.muon import Muon
+
+HIDDEN = frozenset({"matrix", "experts"})
+"""Roles of what lies inside the blocks and multiplies: what Muon and weight decay are for."""
 
 MUON_MOMENTUM = (0.85, 0.95)
 """Muon's momentum at the first step and after warm-up (modded-nanogpt, Jordan et al. 2024)."""
@@ -17,36 +19,68 @@ MUON_MOMENTUM_STEPS = 300
 """Steps over which it rises."""
 
 
-def build_optimizers(model: Model, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: Decoder, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """One or two optimizers that between them hold every parameter once, at peak rates.
 
-    Matrices inside the blocks go to Muon, or to AdamW with weight decay; the embedding, the output
-    layer and the norms always go to AdamW without. Groups are in the order of the model's
-    parameters and remember their peak as `initial_lr`.
+    There is a group for each role of `model.roles()` that occurs. Matrices and experts go to Muon,
+    or to AdamW, with weight decay; everything else always goes to AdamW without. A group remembers
+    its `role`, and its peak as `initial_lr`.
     """
-    hidden = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
-    norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    muon = config.optimizer == "muon"
+    hidden = config.muon_learning_rate if muon else config.learning_rate
+    rates: dict[Role, float] = {
+        "embedding": config.embedding_learning_rate,
+        "vector": config.learning_rate,
+        "head": config.head_learning_rate,
+        "matrix": hidden,
+        "experts": hidden,
+    }
+    roles = model.roles()
     groups = [
-        _group([model.embed_tokens.weight], config.embedding_learning_rate),
-        _group(norms, config.learning_rate),
+        {
+            "role": role,
+            "params": [p for name, p in model.named_parameters() if roles[name] == role],
+            "lr": rate,
+            "initial_lr": rate,
+        }
+        | _decay(config, role in HIDDEN)
+        for role, rate in rates.items()
+        if role in roles.values()
     ]
-    if model.lm_head is not None:
-        groups.append(_group([model.lm_head.weight], config.head_learning_rate))
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        muon = _group(hidden, config.muon_learning_rate, config.weight_decay)
-        optimizers.append(torch.optim.Muon([muon]))
-    else:
-        groups.append(_group(hidden, config.learning_rate, config.weight_decay))
+    if muon:
+        optimizers.append(Muon([group for group in groups if group["role"] in HIDDEN]))
+        groups = [group for group in groups if group["role"] not in HIDDEN]
     betas = (config.beta1, config.beta2)
-    optimizers.append(torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True))
+    optimizers.append(AdamW(groups, betas=betas, eps=config.eps, fused=True))
     return optimizers
 
 
-def _group(
-    parameters: Sequence[Tensor], peak: float, weight_decay: float = 0.0
-) -> dict[str, object]:
-    return {"params": parameters, "lr": peak, "initial_lr": peak, "weight_decay": weight_decay}
+def _decay(config: OptimConfig, decays: bool) -> dict[str, float]:
+    decay = config.weight_decay if decays else 0.0
+    cautious = config.weight_decay_kind == "cautious"
+    return {
+        "weight_decay": 0.0 if cautious else decay,
+        "cautious_weight_decay": decay if cautious else 0.0,
+    }
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, whose groups may have a `cautious_weight_decay` in place of `weight_decay`."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        before = [
+            (parameter, parameter.clone(), group["lr"] * group["cautious_weight_decay"])
+            for group in self.param_groups
+            if group["cautious_weight_decay"]
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        super().step()
+        for parameter, old, decay in before:
+            towards_zero = (old - parameter) * old > 0
+            parameter.addcmul_(old, towards_zero.to(old.dtype), value=-decay)
 
 
 def learning_rate_scale(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -79,5 +113,5 @@ def set_schedule(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
-            if isinstance(optimizer, torch.optim.Muon):
+            if isinstance(optimizer, Muon):
                 group["momentum"] = muon_momentum(step)

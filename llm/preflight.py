@@ -22,10 +22,13 @@ from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainSpec
 from llm.environment import Environment, begin
 from llm.errors import ConfigError
-from llm.train import Inputs, fresh, micro_batches, open_inputs, update
+from llm.inputs import Inputs, micro_batches, open_inputs
+from llm.parallel import World
+from llm.run_state import fresh
+from llm.settling import expected_memory, largest, settle
+from llm.sizing import FLOAT32, USABLE, embedding_parameters
+from llm.train import update
 
-FLOAT32, BFLOAT16 = 4, 2
-"""Bytes of a number."""
 MIB = 1 << 20
 
 REHEARSED_STEPS = 3
@@ -71,15 +74,11 @@ def preflight(spec: TrainSpec) -> Preflight:
     environment = begin(spec.train)
     inputs = open_inputs(spec)
     state_bytes = _state_bytes(spec, inputs.model_config)
-    memory_bytes = (
-        state_bytes
-        + n_parameters(inputs.model_config) * FLOAT32  # The gradients.
-        + activation_bytes(inputs.model_config, spec.train.batch_size, environment.dtype)
-    )
+    memory_bytes, memory = _memory(spec, inputs, environment)
     findings = [
         _vocabulary(inputs),
         *_data(spec, inputs),
-        _memory(memory_bytes, environment),
+        memory,
         _disk(spec, state_bytes),
     ]
     _refuse_errors(findings)
@@ -99,45 +98,18 @@ def preflight(spec: TrainSpec) -> Preflight:
     return found
 
 
-def activation_bytes(
-    config: ModelConfig, batch_size: int, dtype: Literal["float32", "bfloat16"]
-) -> int:
-    """Bytes that one micro-batch takes at its peak, which is in the loss.
-
-    Counted per token as in Korthikanti et al. 2022 (section 4.1), for this block instead of
-    theirs: the inputs of every product, norm and activation are kept for the backward pass, the
-    scores of attention are not. Norms and the loss work in float32 whatever the dtype of the
-    products. Meant to be a little too much rather than too little.
-    """
-    product = FLOAT32 if dtype == "float32" else BFLOAT16
-    heads = config.n_heads + config.n_kv_heads
-    in_products = (
-        2 * config.d_model  # Inputs of the two halves of the block.
-        + (3 * heads + 2 * config.n_heads) * config.head_dim  # Around rotation and attention.
-        + 4 * config.d_ff  # Gate, its activation, up, and what the two make.
-    )
-    in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
-    per_layer = in_products * product + in_norms * FLOAT32
-    logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
-    return (
-        batch_size
-        * config.context_length
-        * (config.n_layers * per_layer + config.vocab_size * logits)
-    )
-
-
 def rehearse(
     spec: TrainSpec, inputs: Inputs, environment: Environment
 ) -> tuple[list[float], float]:
     """Losses of the first steps of the run, and the seconds that a later step takes."""
-    run = fresh(inputs, spec.train, environment)
-    loss_of = torch.compile(run.model.loss) if spec.train.compile else run.model.loss
+    world = World.single(environment.device)
+    run = fresh(inputs.model_config, spec.train, environment)
+    size, environment = settle(run, spec, inputs, environment, world)
     losses, seconds = [], []
     for step in range(REHEARSED_STEPS):
         begun = time.monotonic()
-        batches = micro_batches(inputs, spec.train, step)
-        loss, _ = update(run, batches, loss_of, environment, spec.train)
-        losses.append(loss.item())
+        batches = micro_batches(inputs, spec.train, step, world, size)
+        losses.append(update(run, batches, environment, spec.train).loss)
         seconds.append(time.monotonic() - begun)
     return losses, min(seconds[1:])
 
@@ -148,8 +120,7 @@ def _state_bytes(spec: TrainSpec, config: ModelConfig) -> int:
     AdamW keeps two numbers for each weight (Kingma and Ba 2015), Muon one (Jordan et al. 2024).
     """
     total = n_parameters(config)
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    with_muon = total - embeddings if spec.train.optim.optimizer == "muon" else 0
+    with_muon = total - embedding_parameters(config) if spec.train.optim.optimizer == "muon" else 0
     return (total + 2 * (total - with_muon) + with_muon) * FLOAT32
 
 
@@ -185,16 +156,31 @@ def _data(spec: TrainSpec, inputs: Inputs) -> list[Finding]:
     ]
 
 
-def _memory(needed: int, environment: Environment) -> Finding:
+def _memory(spec: TrainSpec, inputs: Inputs, environment: Environment) -> tuple[int, Finding]:
+    """Bytes that the run takes, with the micro-batches it would choose, and whether they are
+    there."""
     if environment.device == "cuda":
         available, _ = torch.cuda.mem_get_info()
     else:
         available = psutil.virtual_memory().available
-    facts = f"about {needed / MIB:,.0f} MiB needed, {available / MIB:,.0f} MiB available"
-    if needed > available:
-        advice = "lower train.batch_size (raise accumulation_steps for it) or the model's shape"
-        return Finding("memory", "error", f"{facts}: {advice}")
-    return Finding("memory", "ok" if needed < 0.8 * available else "warn", facts)
+
+    def needed(size: int) -> float:
+        return expected_memory(spec.train, inputs.model_config, environment, size).total
+
+    size, auto = spec.train.micro_batch_size, spec.train.micro_batch_size == "auto"
+    if size == "auto":
+        size = largest(spec.train.batch_size, lambda size: needed(size) <= USABLE * available)
+    bytes_ = round(needed(size))
+    facts = (
+        f"about {bytes_ / MIB:,.0f} MiB needed for {size} windows at a time, "
+        f"{available / MIB:,.0f} MiB available"
+    )
+    if bytes_ > available:
+        advice = "set train.checkpoint_activations = true, or lower the model's shape"
+        if not auto and size > 1:
+            advice = "lower train.micro_batch_size"
+        return bytes_, Finding("memory", "error", f"{facts}: {advice}")
+    return bytes_, Finding("memory", "ok" if bytes_ <= USABLE * available else "warn", facts)
 
 
 def _disk(spec: TrainSpec, checkpoint_bytes: int) -> Finding:

@@ -158,6 +158,11 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
+    def known_ids(self) -> frozenset[int]:
+        """The ids that have a token."""
+        return frozenset(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
     def special_ids(self) -> dict[str, int]:
         """The tokens that text cannot produce, by name, in order of id."""
         added = self._tokenizer.get_added_tokens_decoder()

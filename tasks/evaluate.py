@@ -71,6 +71,7 @@ def _figures(
 ) -> dict[str, dict[str, Any]]:
     from llm import evaluate as scoring
     from llm.data import prepare
+    from llm.dataset_file import count_tokens
     from llm.tokenizer import Tokenizer
 
     store = run.store
@@ -78,7 +79,8 @@ def _figures(
     model = load_model(store, trained)
     url = dataset_url(store, dataset)
     cache, eot = Path(run.cache_dir), tokenizer.eot_id
-    train = prepare(url, "train", cache, store.root, eot_id=eot)
+    # Read where they lie: a training split may be larger than this disk.
+    counts_V = count_tokens(url, "train", store.root, eot_id=eot, vocab_size=tokenizer.vocab_size)
     figures: dict[str, dict[str, Any]] = {}
     for split in config.splits:
         if split not in dataset.summary["splits"]:
@@ -92,7 +94,7 @@ def _figures(
                 batch_size=config.batch_size,
             ),
             "uniform": scoring.uniform_baseline(tokenizer.vocab_size, held),
-            "unigram": scoring.unigram_baseline(train, held, tokenizer.vocab_size),
+            "unigram": scoring.unigram_of_counts(counts_V, held),
             "gzip": scoring.gzip_baseline(_heldout_texts(run, split)),
         }
         figures[split] = {name: asdict(evaluation) for name, evaluation in found.items()}
@@ -112,9 +114,9 @@ def load_model(store: Store, trained: Manifest) -> Any:
     from safetensors.torch import load
 
     from llm.config_model import ModelConfig
-    from llm.model import Model
+    from llm.families import build_model
 
-    model = Model(ModelConfig.model_validate(trained.summary["result"]["model"]))
+    model = build_model(ModelConfig.model_validate(trained.summary["result"]["model"]))
     model.load_state_dict(load(store.read_bytes(trained.object("weights"))))
     return model.eval()
 

@@ -14,15 +14,18 @@ from html import escape
 from markupsafe import Markup
 
 _CURVE_UNITS = 10_000
+_COLOURS = 5
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve of (x, y) points in the order of x; `dashed` tells it apart without colour."""
+    """A named curve of (x, y) points in the order of x; `dashed` tells it apart without colour.
+    `dots` are points of their own beside it: what was measured, where the curve is a law."""
 
     name: str
     points: Sequence[tuple[float, float]]
     dashed: bool = False
+    dots: Sequence[tuple[float, float]] = ()
 
 
 def line_chart(
@@ -30,6 +33,7 @@ def line_chart(
     series: Sequence[Series],
     *,
     x_label: str = "step",
+    log_x: bool = False,
     log_y: bool = False,
     from_zero: bool = False,
     height: int = 240,
@@ -37,32 +41,50 @@ def line_chart(
 ) -> Markup:
     """A figure with the curves of `series`, axes, and a legend where there are several.
 
-    `log_y` needs values above zero; others are left out, as are infinities and NaN. `from_zero`
-    starts a linear axis at zero, so that heights compare. Returns an empty string where nothing
-    can be drawn.
+    `log_y` needs values above zero; others are left out, as are infinities and NaN; `log_x` needs
+    every x above zero. `from_zero` starts a linear axis at zero, so that heights compare. Returns
+    an empty string where nothing can be drawn.
     """
     curves = [
-        Series(s.name, thin(_drawable(s.points, log_y), max_points), s.dashed) for s in series
+        Series(
+            s.name,
+            thin(_drawable(s.points, log_y), max_points),
+            s.dashed,
+            _drawable(s.dots, log_y),
+        )
+        for s in series
     ]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup("")
-    xs = _bounds(x for curve in curves for x, _ in curve.points)
+    places = [place for curve in curves for place in (*curve.points, *curve.dots)]
+    xs = _bounds(_scaled(x, log_x) for x, _ in places)
     floor = [0.0] if from_zero and not log_y else []
-    ys = _bounds([*floor, *(_height(y, log_y) for curve in curves for _, y in curve.points)])
-    x_marks = [(_at(tick, xs), tick) for tick in linear_ticks(*xs, 5)]
+    ys = _bounds([*floor, *(_scaled(y, log_y) for _, y in places)])
+    x_ticks = log_ticks(10 ** xs[0], 10 ** xs[1]) if log_x else linear_ticks(*xs, 5)
+    x_marks = [(_at(_scaled(tick, log_x), xs), tick) for tick in x_ticks]
     y_ticks = log_ticks(10 ** ys[0], 10 ** ys[1]) if log_y else linear_ticks(*ys, 5)
-    y_marks = [(100 - _at(_height(tick, log_y), ys), tick) for tick in y_ticks]
+    y_marks = [(100 - _at(_scaled(tick, log_y), ys), tick) for tick in y_ticks]
     body = [_grid_y(y_marks), _axis_x(x_marks)]
     body.append(
         f'<svg viewBox="0 0 {_CURVE_UNITS} {_CURVE_UNITS}" preserveAspectRatio="none" '
         'width="100%" height="100%" overflow="visible">'
     )
-    body += [_curve(curve, index, xs, ys, log_y) for index, curve in enumerate(curves)]
+    drawn = [
+        Series(
+            curve.name,
+            [(_at(_scaled(x, log_x), xs), _at(_scaled(y, log_y), ys)) for x, y in curve.points],
+            curve.dashed,
+            [(_at(_scaled(x, log_x), xs), _at(_scaled(y, log_y), ys)) for x, y in curve.dots],
+        )
+        for curve in curves
+    ]
+    body += [_curve(curve, index) for index, curve in enumerate(drawn)]
     body.append("</svg>")
+    body += [_dots(curve, index) for index, curve in enumerate(drawn)]
     return Markup(  # noqa: S704 - every text in it is escaped above
         f'<figure class="chart"><figcaption>{escape(title)}'
-        f"<small>{escape(x_label)} &rarr;{', log scale' if log_y else ''}</small></figcaption>"
+        f"<small>{escape(x_label)} &rarr;{_log_scales(log_x, log_y)}</small></figcaption>"
         f'<svg class="plot" role="img" height="{height}" aria-label="{_summary(title, curves)}">'
         f"<title>{_summary(title, curves)}</title>{''.join(body)}</svg>{_legend(curves)}</figure>"
     )
@@ -127,8 +149,14 @@ def _drawable(points: Iterable[tuple[float, float]], log_y: bool) -> list[tuple[
     return [(x, y) for x, y in finite if y > 0 or not log_y]
 
 
-def _height(y: float, log_y: bool) -> float:
-    return math.log10(y) if log_y else y
+def _scaled(value: float, log: bool) -> float:
+    return math.log10(value) if log else value
+
+
+def _log_scales(log_x: bool, log_y: bool) -> str:
+    if log_x:
+        return ", both log scales" if log_y else " on a log scale"
+    return ", log scale" if log_y else ""
 
 
 def _bounds(values: Iterable[float]) -> tuple[float, float]:
@@ -162,18 +190,21 @@ def _axis_x(marks: list[tuple[float, float]]) -> str:
     return f'<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"></line>{labels}'
 
 
-def _curve(
-    curve: Series, index: int, xs: tuple[float, float], ys: tuple[float, float], log_y: bool
-) -> str:
+def _curve(curve: Series, index: int) -> str:
+    """The line through points in per cent of the plot."""
     unit = _CURVE_UNITS / 100
-    places = [
-        f"{unit * _at(x, xs):.0f},{unit * (100 - _at(_height(y, log_y), ys)):.0f}"
-        for x, y in curve.points
-    ]
+    places = [f"{unit * x:.0f},{unit * (100 - y):.0f}" for x, y in curve.points]
     if len(places) == 1:
         places.append(places[0])
-    dashed = " dashed" if curve.dashed else ""
-    return f'<polyline class="curve s{index % 4}{dashed}" points="{" ".join(places)}"></polyline>'
+    style = f"curve s{index % _COLOURS}{' dashed' if curve.dashed else ''}"
+    return f'<polyline class="{style}" points="{" ".join(places)}"></polyline>'
+
+
+def _dots(curve: Series, index: int) -> str:
+    return "".join(
+        f'<circle class="dot s{index % _COLOURS}" cx="{x:.2f}%" cy="{100 - y:.2f}%" r="4"></circle>'
+        for x, y in curve.dots
+    )
 
 
 def _summary(title: str, curves: list[Series]) -> str:
@@ -189,7 +220,7 @@ def _legend(curves: list[Series]) -> str:
     if len(curves) < 2:
         return ""
     entries = "".join(
-        f'<li><svg width="22" height="10" aria-hidden="true"><line class="curve s{index % 4}'
+        f'<li><svg width="22" height="10" aria-hidden="true"><line class="curve s{index % _COLOURS}'
         f'{" dashed" if curve.dashed else ""}" x1="0" x2="22" y1="5" y2="5"></line></svg>'
         f"{escape(curve.name)}</li>"
         for index, curve in enumerate(curves)

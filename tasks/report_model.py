@@ -143,7 +143,7 @@ def curves_part(
         TrainingPoint(
             step=row["step"],
             loss=row.get("loss"),
-            learning_rate=row.get("lr"),
+            learning_rate=row.get("lr_matrix"),
             grad_norm=row.get("grad_norm"),
             tokens_per_second=row.get("tokens_per_second"),
         )

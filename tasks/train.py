@@ -1,8 +1,9 @@
 """Train: a child process group that learns from a dataset, and the manifest of what came of it.
 
-The child is `python -m llm.train`. It checkpoints into `runs/<run id>` of the store and resumes
-from there, so the stage only starts it, waits, passes on a cancel, and records the weights. The
-run id is the fingerprint's beginning: the same data and settings are the same run.
+The child is `python -m llm.launch`: one process, or torchrun with one per device. It checkpoints
+into `runs/<run id>` of the store and resumes from there, so the stage only starts it, waits, passes
+on a cancel, and records the weights. The run id is the fingerprint's beginning: the same data and
+settings are the same run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tasks.store.stage import Stage
 from tasks.store.store import now
 from tasks.tokenise import dataset_url
 
-STAGE = Stage("train", 1, ("torch",))
+STAGE = Stage("train", 2, ("torch",))
 STOP_WITHIN_S, POLL_S = 120.0, 1.0
 
 
@@ -98,19 +99,19 @@ def train(run: Run, dataset: Manifest, model: ModelConfig, config: TrainConfig) 
 
 
 def run_child(spec: TrainSpec, lost: threading.Event) -> None:
-    """Runs the training process to its end, in a process group of its own.
+    """Runs the training to its end, in a process group of its own.
 
     Whatever ends the wait (a cancel comes as an exception) is passed on to the group as SIGTERM,
-    which makes it checkpoint and leave. Its standard input is a pipe of ours: should this process
-    be killed, the pipe closes and the child checkpoints and leaves as well. Once the lease is
-    `lost`, another run trains this model, and the child is stopped.
+    which makes it checkpoint and leave; torchrun passes it on to its workers. Their standard input
+    is a pipe of ours: should this process be killed, the pipe closes and they checkpoint and leave
+    as well. Once the lease is `lost`, another run trains this model, and the child is stopped.
     Raises TrainingFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spec.json"
         path.write_text(spec.model_dump_json(indent=1))
         child = subprocess.Popen(
-            [sys.executable, "-m", "llm.train", "--stop-at-eof", str(path)],
+            [sys.executable, "-m", "llm.launch", "--stop-at-eof", str(path)],
             stdin=subprocess.PIPE,
             start_new_session=True,
             env=_environment(spec.train.threads),
@@ -120,6 +121,9 @@ def run_child(spec: TrainSpec, lost: threading.Event) -> None:
         except BaseException:
             _stop(child)
             raise
+        finally:
+            assert child.stdin is not None
+            child.stdin.close()
     if code == os.EX_TEMPFAIL:
         raise TrainingFailed("training was stopped and has saved a checkpoint; run again to resume")
     if code != 0:

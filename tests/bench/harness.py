@@ -71,23 +71,39 @@ def cpu_seconds(function: Callable[[], Returned], repeats: int = 3) -> tuple[flo
 def peer(script: str, table: pa.Table, *arguments: str) -> dict[str, Any]:
     """What `tests/bench/peers/SCRIPT.py` makes of a table, run in `.venv-peers`.
 
-    The script gets the path of the table as Parquet, then `arguments`; its last line of output is
-    a JSON object, which is returned. Raises PeersMissing where there is no such environment.
+    The script gets the path of the table as Parquet, then `arguments`; the rest is as in `call`.
     """
-    if not PEERS.exists():
-        raise PeersMissing("no .venv-peers: run `make bench-deps`")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.parquet"
         pq.write_table(table, path)
-        done = subprocess.run(
-            [str(PEERS), str(HERE / "peers" / f"{script}.py"), str(path), *arguments],
-            env=os.environ | ONE_THREAD,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+        return call(script, str(path), *arguments)
+
+
+def call(script: str, *arguments: str) -> dict[str, Any]:
+    """What `tests/bench/peers/SCRIPT.py` says of its arguments, run in `.venv-peers`.
+
+    Its last line of output is a JSON object, which is returned. Raises PeersMissing where there is
+    no such environment.
+    """
+    if not PEERS.exists():
+        raise PeersMissing("no .venv-peers: run `make bench-deps`")
+    done = subprocess.run(
+        [str(PEERS), str(HERE / "peers" / f"{script}.py"), *arguments],
+        env=os.environ | ONE_THREAD,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
+
+
+def nanogpt() -> str:
+    """The checkout of karpathy/nanoGPT that LOAM_NANOGPT names. Raises PeersMissing without one."""
+    folder = os.environ.get("LOAM_NANOGPT", "")
+    if not (Path(folder) / "train.py").is_file():
+        raise PeersMissing("no checkout of karpathy/nanoGPT: name its folder in LOAM_NANOGPT")
+    return folder
 
 
 def _rounded(value: Any) -> Any:

@@ -89,7 +89,7 @@ class Stack:
         return [
             process
             for process in psutil.process_iter(["cmdline", "cwd", "status"])
-            if "llm.train" in (process.info["cmdline"] or ())
+            if "llm.launch" in (process.info["cmdline"] or ())
             and process.info["cwd"] == str(self.places.root)
             and process.info["status"] != psutil.STATUS_ZOMBIE
         ]

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from flows.config import parse_config
 from flows.corpus import grow_corpus
 from flows.running import RunOptions, open_run
+from llm.config_data import DataConfig
 from tasks import takedown
 from tasks.publish import publish
 from tasks.store.records import Manifest, ObjectRef
@@ -38,6 +39,11 @@ SOURCES, FILES, IDS = ("alpha", "beta"), ("a.jsonl", "b.jsonl", "sub/c.jsonl"), 
 # Read from the first run on and never touched, so that no source is ever without a document.
 ANCHOR = "anchor.jsonl"
 CONTEXT_LENGTH, BATCH_SIZE, SEED = 24, 4, 3
+MODES = (
+    DataConfig(),
+    DataConfig(packing="best_fit", curriculum="difficulty"),
+    DataConfig(weights=dict.fromkeys(SOURCES, 1.0), curriculum="length"),
+)
 
 # What is done and to what; shard_rows and the order of the sources; what is done before a run, and
 # how that runs.
@@ -187,8 +193,8 @@ class Place:
 @dataclass(frozen=True)
 class Grown:
     """What a run came to: the data digest, the rows and the drops by reason of every stage, and
-    the training windows of two epochs in their order. Of a snapshot, drops tell its history.
-    `ids` are those of the dataset, whatever their split."""
+    the training windows of two epochs in their order, in every mode. Of a snapshot, drops tell its
+    history. `ids` are those of the dataset, whatever their split."""
 
     stages: dict[str, tuple[str, int, dict[str, int]]]
     ids: set[str]
@@ -196,7 +202,8 @@ class Grown:
 
     @classmethod
     def of(cls, store: Store, cache: Path, made: Sequence[Manifest], data: Manifest) -> Grown:
-        from llm.data import Loader, prepare
+        from llm.data import prepare
+        from llm.loader import Loader
 
         stages = {
             f"{m.stage} {m.summary.get('source', '')}".strip(): (
@@ -207,10 +214,12 @@ class Grown:
             for m in made
         }
         prepared = prepare(dataset_url(store, data), "train", cache, store.root)
-        loader = Loader(prepared, CONTEXT_LENGTH, BATCH_SIZE, SEED, bucket_tokens=512)
-        steps = -(-2 * loader.n_windows() // BATCH_SIZE)
-        batches = (loader.batch(step) for step in range(steps))
-        windows = [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
+        windows = []
+        for mode in MODES:
+            loader = Loader(prepared, CONTEXT_LENGTH, BATCH_SIZE, SEED, mode, bucket_tokens=512)
+            steps = -(-2 * loader.n_windows() // BATCH_SIZE)
+            batches = (loader.batch(step) for step in range(steps))
+            windows += [(batch.inputs_BT.tolist(), batch.targets_BT.tolist()) for batch in batches]
         ids = store.read_table(data.object("dataset"), DATASET, ["id"])["id"].to_pylist()
         return cls(stages, set(ids), windows)
 

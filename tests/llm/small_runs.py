@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 import torch
 
 from llm import files
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 from llm.config_tokenizer import TokenizerConfig
 from llm.config_train import TrainConfig, TrainSpec
+from llm.metrics import TIMINGS, read_metrics
 from llm.tokenizer import Tokenizer, train_tokenizer
 
 MODEL = ModelConfig(context_length=16, n_layers=2, d_model=32, n_heads=2, qk_norm=True)
@@ -83,6 +86,26 @@ def small_spec(folder: Path, texts: list[str] | None = None, **train: Any) -> Tr
         model=MODEL,
         train=TrainConfig(**(settings | train)),
     )
+
+
+def told(spec: TrainSpec) -> dict[str, Any]:
+    """All that a finished run says but its timings: weights, state, losses, samples, looks."""
+    result = json.loads(files.read_bytes(f"{spec.run_url}/result.json"))
+    last = f"{spec.run_url}/checkpoints/{result['steps']:08d}"
+    state = json.loads(files.read_bytes(f"{last}/index.json"))["files"]
+    rows = [
+        {name: row[name] for name in row.keys() - TIMINGS} for row in read_metrics(spec.run_url)
+    ]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    samples = sorted(files.list_urls(f"{spec.run_url}/samples"))
+    return {
+        "weights": result["weights"]["sha256"],
+        "state": {name: entry["sha256"] for name, entry in state.items()},
+        "rows": rows,
+        "samples": [files.read_bytes(url) for url in samples],
+        "looks": (result["validation"], result["best_validation"]),
+        "tokens": (result["tokens"], result["skipped_steps"]),
+    }
 
 
 @contextmanager

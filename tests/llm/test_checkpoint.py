@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+import random
+import subprocess
+import sys
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +18,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm import checkpoint
-from llm.config_model import ModelConfig, OptimConfig
+from llm import checkpoint, files
+from llm.checkpoint import Keep
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
+from llm.errors import StorageError
 from llm.model import Model
 from llm.optim import build_optimizers
+from llm.resharding import pieces, rows_of
 from tests.llm.small_runs import Killed, die_at_write
 
+ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
 plain = (
@@ -214,12 +225,178 @@ def test_pruning_keeps_the_newest_and_takes_leftovers_of_kills_along(tmp_path: P
     unfinished = tmp_path / "checkpoints" / "00000050"
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"being written")
-    checkpoint.prune(str(tmp_path), keep=2)
+    checkpoint.prune(str(tmp_path), Keep(last=2))
     left = {path.parent.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"00000030", "00000040", "00000050"}
     assert json.loads((tmp_path / "checkpoints/00000040/index.json").read_bytes())["step"] == 40
 
 
+def kept(folder: Path, keep: Keep, scores: dict[int, float | None]) -> set[int]:
+    """The steps left when a run saved one checkpoint per score, under that policy."""
+    with checkpoint.Writer(str(folder), keep) as writer:
+        for step, score in scores.items():
+            writer.save(step, state_of(step), score)
+    return checkpoint.committed(str(folder))
+
+
+SCORES = {10: 3.0, 20: 1.0, 30: None, 40: 1.0, 50: 2.0, 60: 2.5}
+
+
+@pytest.mark.parametrize(
+    "keep, left",
+    [
+        (Keep(last=1, best=False), {60}),
+        (Keep(last=3, best=False), {40, 50, 60}),
+        (Keep(last=1, best=True), {20, 60}),
+        (Keep(last=1, best=False, every=30), {30, 60}),
+        (Keep(last=2, best=True, every=30), {20, 30, 50, 60}),
+        (Keep(last=9), {10, 20, 30, 40, 50, 60}),
+    ],
+)
+def test_the_last_the_best_and_every_nth_stay_and_no_other(
+    tmp_path: Path, keep: Keep, left: set[int]
+) -> None:
+    assert kept(tmp_path, keep, SCORES) == left
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if any(path.iterdir())} == {
+        f"{step:08d}" for step in left
+    }
+
+
+def test_the_best_is_known_and_the_earliest_of_equals(tmp_path: Path) -> None:
+    kept(tmp_path, Keep(last=9), SCORES)
+    assert checkpoint.best(str(tmp_path)) == 20
+    assert checkpoint.best(str(tmp_path / "nowhere")) is None
+
+
+def test_a_save_that_is_under_way_does_not_see_what_happens_after_it(
+    store_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, release = files.put, threading.Event()
+
+    def slow_put(url: str, body: bytes) -> None:
+        release.wait()
+        put(url, body)
+
+    monkeypatch.setattr(files, "put", slow_put)
+    state = {"model": {"w": torch.arange(8.0), "tied": torch.zeros(3)}, "progress": {"at": [1]}}
+    expected = {"model": {n: t.clone() for n, t in state["model"].items()}, "progress": {"at": [1]}}
+    with checkpoint.Writer(store_root) as writer:
+        writer.save(1, state)
+        state["model"]["w"].fill_(9)
+        state["progress"]["at"].append(2)
+        assert checkpoint.committed(store_root) == set()
+        release.set()
+        writer.save(2, state)
+    assert equal(checkpoint.load(store_root, 1).state, expected)
+    assert equal(checkpoint.load(store_root, 2).state, state)
+
+
+@pytest.mark.parametrize("call", ["save", "wait", "leave"])
+def test_an_error_of_a_save_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    writer = checkpoint.Writer(str(tmp_path))
+    writer.save(10, state_of(10))
+    writer.wait()
+
+    def refuse(url: str, body: bytes) -> None:
+        raise StorageError(f"{url}: there is no room for it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "put", refuse)
+        writer.save(20, state_of(20))
+        calls = {
+            "save": lambda: writer.save(30, state_of(30)),
+            "wait": writer.wait,
+            "leave": lambda: writer.__exit__(None),
+        }
+        with pytest.raises(StorageError, match="no room"):
+            calls[call]()
+    assert checkpoint.committed(str(tmp_path)) == {10}
+
+
+def test_a_writer_that_dies_at_any_write_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = Keep(last=1)
+    with checkpoint.Writer(str(tmp_path), keep) as writer:
+        writer.save(10, state_of(10), 1.0)
+    for place in range(8):
+        with monkeypatch.context() as patch:
+            die_at_write(place, patch)
+            writer = checkpoint.Writer(str(tmp_path), keep)
+            writer.save(20, state_of(20), 0.5)
+            with suppress(Killed):
+                writer.wait()
+        found = checkpoint.latest(str(tmp_path))
+        assert found is not None
+        assert equal(found.state, state_of(found.step))
+        # Index withdrawn, tensors, values, index: the fifth write already removes what is old.
+        assert found.step == (10 if place < 4 else 20)
+    assert checkpoint.committed(str(tmp_path)) == {20}
+
+
+SAVES_FOREVER = """
+import sys, torch
+from llm import checkpoint
+from tests.llm.test_checkpoint import state_of
+
+torch.set_num_threads(1)
+writer, step = checkpoint.Writer(sys.argv[1], checkpoint.Keep(last=1)), int(sys.argv[2])
+while True:
+    step += 1
+    writer.save(step, state_of(step) | {"much": {"zeros": torch.zeros(1 << 20)}})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    clock, reached = random.Random(0), 0
+    for _ in range(6):
+        command = [sys.executable, "-c", SAVES_FOREVER, str(tmp_path), str(reached)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(clock.uniform(0, 0.5))
+        child.kill()
+        said = child.stdout.read().split()
+        child.wait()
+        found = checkpoint.latest(str(tmp_path))
+        if said:  # The save before the last one that began is committed.
+            assert found is not None
+            assert found.step >= int(said[-1]) - 1
+        if found is not None:
+            del found.state["much"]
+            assert equal(found.state, state_of(found.step))
+            reached = found.step
+            checkpoint.rewind(str(tmp_path), reached)
+
+
+def test_what_is_later_than_the_step_a_run_goes_on_from_is_removed(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint.save(str(tmp_path), step, state_of(step))
+    (tmp_path / "checkpoints/00000030/index.json").unlink()
+    checkpoint.rewind(str(tmp_path), 10)
+    left = {path.parent.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"00000010"}
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 7))
+def test_rows_of_one_world_are_found_among_the_shards_of_another(
+    n_rows: int, wrote: int, reads: int
+) -> None:
+    table = torch.arange(n_rows)
+    shards = table.chunk(wrote)
+    for rank, expected in enumerate(table.chunk(reads)):
+        first, end = rows_of(n_rows, rank, reads)
+        found = torch.full((end - first,), -1)
+        for piece in pieces(n_rows, first, end, wrote):
+            found[piece.rows] = shards[piece.rank][piece.stored]
+        assert found.tolist() == expected.tolist()
+    assert rows_of(n_rows, len(table.chunk(reads)), reads) == (n_rows, n_rows)
+
+
 def test_no_checkpoint_at_all_is_none(tmp_path: Path) -> None:
     assert checkpoint.latest(str(tmp_path / "nowhere")) is None
-    checkpoint.prune(str(tmp_path / "nowhere"), keep=1)
+    checkpoint.prune(str(tmp_path / "nowhere"), Keep(last=1))

@@ -8,13 +8,33 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llm.errors import DataError
-from llm.export import export_huggingface, load_exported
+from llm.decoder import Decoder
+from llm.errors import ConfigError, DataError
+from llm.export import export_huggingface
 from llm.generate import generate
-from llm.model import Model
-from tests.llm.small_models import SHAPES, small_model
+from llm.import_huggingface import import_huggingface
+from llm.sampling import SamplingConfig
+from tests.llm.small_models import FAMILIES, SHAPES, small_model
+
+EXPORTABLE = {
+    **SHAPES,
+    **{name: shape for name, shape in FAMILIES.items() if shape.get("family") != "speedrun"},
+    "linear": {"rope_scaling": {"kind": "linear", "factor": 3.0}},
+    "llama3": {"rope_scaling": {"kind": "llama3", "factor": 2.0}},
+    "yarn": {"qk_norm": True, "rope_scaling": {"kind": "yarn", "factor": 2.0}},
+    "yarn_from_elsewhere": {
+        "rope_scaling": {"kind": "yarn", "factor": 2.0, "original_context_length": 8}
+    },
+    "plain_expert_weights": {
+        "qk_norm": True,
+        "n_experts": 3,
+        "n_experts_per_token": 2,
+        "normalize_expert_weights": False,
+        "tie_embeddings": True,
+    },
+}
 
 TEXT = "The river runs to the sea, and the sea is not full. Ünïcödé: 水は流れる — 3.14!\n"
 
@@ -37,20 +57,19 @@ TOKENIZER = train_tokenizer()
 VOCAB_SIZE = TOKENIZER.get_vocab_size()
 
 
-def export(directory: Path, **shape: Any) -> Model:
+def export(directory: Path, **shape: Any) -> Decoder:
     model = small_model(vocab_size=VOCAB_SIZE, **shape)
     export_huggingface(model, TOKENIZER.to_str().encode(), directory, eot_id=0)
     return model
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("shape", EXPORTABLE.values(), ids=EXPORTABLE.keys())
 def test_transformers_computes_the_same_logits_and_greedy_text(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
     model = export(tmp_path, **shape)
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
-    assert type(theirs).__name__ == ("Qwen3" if shape.get("qk_norm") else "Llama") + "ForCausalLM"
     tokens = torch.randint(0, VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = model(tokens)
@@ -58,40 +77,19 @@ def test_transformers_computes_the_same_logits_and_greedy_text(
         written = theirs.generate(
             tokens[:1, :4], do_sample=False, max_new_tokens=20, eos_token_id=None
         )
-    assert (
-        written[0, 4:].tolist()
-        == generate(model, [tokens[0, :4].tolist()], max_new_tokens=20, temperature=0).pop()
-    )
+    greedy = SamplingConfig(max_new_tokens=20, temperature=0)
+    (completion,) = generate(model, [tokens[0, :4].tolist()], greedy)
+    assert written[0, 4:].tolist() == list(completion.tokens)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("shape", EXPORTABLE.values(), ids=EXPORTABLE.keys())
 def test_an_exported_model_loads_back_bit_for_bit(shape: dict[str, Any], tmp_path: Path) -> None:
     model = export(tmp_path, **shape)
-    loaded, config = load_exported(tmp_path)
-    assert config == model.config == loaded.config
+    loaded = import_huggingface(tmp_path)
+    assert loaded.config == model.config
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-
-
-def test_a_model_that_transformers_made_and_saved_loads_too(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-    )
-    theirs = AutoModelForCausalLM.from_config(shape)
-    theirs.save_pretrained(tmp_path)
-    ours, _ = load_exported(tmp_path)
-    tokens = torch.arange(32).view(2, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_tokenizer_loads_in_transformers_and_gives_the_same_ids(tmp_path: Path) -> None:
@@ -120,6 +118,28 @@ def test_the_same_weights_export_to_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "shape, architecture",
+    [
+        ({}, "LlamaForCausalLM"),
+        ({"qk_norm": True}, "Qwen3ForCausalLM"),
+        ({"qk_norm": True, "n_experts": 2}, "Qwen3MoeForCausalLM"),
+        ({"family": "gpt2"}, "GPT2LMHeadModel"),
+    ],
+)
+def test_each_shape_has_the_name_that_serving_stacks_know_it_by(
+    shape: dict[str, Any], architecture: str, tmp_path: Path
+) -> None:
+    export(tmp_path, **shape)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
+
+
+def test_a_speedrun_model_is_refused_with_the_reason_and_another_way(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no other program; train family 'llama'"):
+        export(tmp_path / "out", family="speedrun")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tied_output_layer_is_stored_once(tmp_path: Path) -> None:
     export(tmp_path, tie_embeddings=True)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
@@ -140,32 +160,3 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(
             eot_id=eot_id,
         )
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"model_type": "mamba"}, "of type 'mamba'"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales its positions"),
-        ({"num_hidden_layers": 3}, "does not hold what its config.json says"),
-    ],
-)
-def test_a_folder_that_holds_another_model_is_refused(
-    change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    export(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(DataError, match=message):
-        load_exported(tmp_path)
-
-
-def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"config\.json cannot be read"):
-        load_exported(tmp_path)
-    export(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
-        load_exported(tmp_path)

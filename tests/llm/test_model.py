@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.config_model import ModelConfig, n_parameters
+from llm.decoder import KVCache
 from llm.errors import ConfigError, DataError
-from llm.model import KVCache, Model, RMSNorm, rotary_tables, rotate
-from tests.llm.small_models import SHAPES, small_model
+from llm.model import Model, RMSNorm
+from tests.llm.small_models import small_model
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,42 +24,6 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_configs_are_read_without_importing_torch() -> None:
     code = "import llm.config_model, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    vocab_size=st.integers(1, 70),
-    n_layers=st.integers(1, 3),
-    n_kv_heads=st.integers(1, 3),
-    group=st.integers(1, 3),
-    half_head=st.integers(1, 6),
-    d_ff=st.integers(1, 50),
-    qk_norm=st.booleans(),
-    tie_embeddings=st.booleans(),
-)
-def test_parameters_are_counted_without_building_the_model(
-    vocab_size: int,
-    n_layers: int,
-    n_kv_heads: int,
-    group: int,
-    half_head: int,
-    d_ff: int,
-    qk_norm: bool,
-    tie_embeddings: bool,
-) -> None:
-    n_heads = n_kv_heads * group
-    config = ModelConfig(
-        vocab_size=vocab_size,
-        context_length=4,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        d_model=n_heads * half_head * 2,
-        d_ff=d_ff,
-        qk_norm=qk_norm,
-        tie_embeddings=tie_embeddings,
-    )
-    assert n_parameters(config) == sum(p.numel() for p in Model(config).parameters())
 
 
 def test_what_a_shape_leaves_out_follows_from_what_it_gives() -> None:
@@ -103,43 +66,6 @@ def test_the_norm_equals_torchs_own() -> None:
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-1, 2, 16))
     torch.testing.assert_close(norm(x), F.rms_norm(x, (16,), norm.weight, 1e-2))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
-def test_a_rotated_product_depends_on_distance_alone(first: int, second: int, shift: int) -> None:
-    """The property that Su et al. 2021 derive the rotation from (equation 11)."""
-    cos, sin = rotary_tables(64, 8, 100.0)
-    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-
-    def product(q_position: int, k_position: int) -> float:
-        turned_q = rotate(q, cos[q_position], sin[q_position])
-        return float((turned_q * rotate(k, cos[k_position], sin[k_position])).sum())
-
-    assert product(first, second) == pytest.approx(product(first + shift, second + shift), abs=1e-4)
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_no_token_sees_a_later_one(shape: dict[str, object]) -> None:
-    model = small_model(**shape)
-    tokens = random_tokens(2, 12)
-    changed = tokens.clone()
-    changed[:, 7] = (changed[:, 7] + 1) % 61
-    before, after = model(tokens), model(changed)
-    torch.testing.assert_close(before[:, :7], after[:, :7])
-    assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_a_text_read_in_pieces_through_a_cache_has_the_same_logits(
-    shape: dict[str, object],
-) -> None:
-    model = small_model(**shape)
-    tokens = random_tokens(3, 20)
-    cache = KVCache(model.config, 3, 20, like=model.embed_tokens.weight)
-    pieces = [model(tokens[:, a:b], cache) for a, b in [(0, 6), (6, 7), (7, 19), (19, 20)]]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-4, rtol=1e-4)
-    assert cache.lengths_B.tolist() == [20, 20, 20]
 
 
 def test_a_sequence_longer_than_the_context_is_refused() -> None:

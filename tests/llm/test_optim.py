@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,10 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.config_model import ModelConfig, OptimConfig
+from llm.config_model import ModelConfig
+from llm.config_optim import OptimConfig
 from llm.model import Model
-from llm.optim import build_optimizers, learning_rate_scale, muon_momentum, set_schedule
-from tests.llm.small_models import small_model
+from llm.optim import AdamW, build_optimizers, learning_rate_scale, muon_momentum, set_schedule
+from tests.llm.small_models import FAMILIES, small_model
+from tests.llm.small_runs import torch_settings_kept
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with torch_settings_kept():
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.mark.parametrize(
@@ -141,3 +151,62 @@ def test_training_twice_gives_the_same_losses_and_weights() -> None:
     assert first == second
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_moved_by_the_roles_of_its_parameters(family: str, optimizer: Any) -> None:
+    config = OptimConfig(
+        optimizer=optimizer,
+        learning_rate=0.1,
+        muon_learning_rate=0.2,
+        embedding_learning_rate=0.3,
+        head_learning_rate=0.4,
+        weight_decay=0.5,
+        weight_decay_kind="cautious",
+    )
+    model = small_model(**FAMILIES[family])
+    hidden = (0.2 if optimizer == "muon" else 0.1, 0.5)
+    expected = {
+        "embedding": (0.3, 0.0), "head": (0.4, 0.0), "vector": (0.1, 0.0),
+        "matrix": hidden, "experts": hidden,
+    }  # fmt: skip
+    roles, found = model.roles(), {}
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    for built in build_optimizers(model, config):
+        for group in built.param_groups:
+            assert group["weight_decay"] == 0.0
+            for parameter in group["params"]:
+                assert parameter not in found
+                found[parameter] = (group["lr"], group["cautious_weight_decay"])
+                assert group["role"] == roles[name_of[parameter]]
+    for name, parameter in model.named_parameters():
+        assert found[parameter] == expected[roles[name]], name
+    model.loss(torch.arange(8)[None], torch.arange(8)[None]).backward()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for built in build_optimizers(model, config):
+        built.step()
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_cautious_decay_of_adamw_is_of_weights_that_the_update_moves_towards_zero() -> None:
+    def moved(decay: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(16, 16, generator=generator))
+        before = weight.detach().clone()
+        group = {"params": [weight], "lr": 0.1, "weight_decay": 0.0, "cautious_weight_decay": 0.0}
+        optimizer = AdamW([group | decay], fused=True)
+        weight.grad = torch.randn(16, 16, generator=generator)
+        optimizer.step()
+        return before, weight.detach()
+
+    before, plain = moved({})
+    _, cautious = moved({"cautious_weight_decay": 0.5})
+    _, decoupled = moved({"weight_decay": 0.5})
+    towards_zero = (before - plain) * before > 0
+    assert 50 < towards_zero.sum() < 200
+    torch.testing.assert_close(
+        cautious, torch.where(towards_zero, plain - 0.1 * 0.5 * before, plain)
+    )
+    torch.testing.assert_close(decoupled, plain - 0.1 * 0.5 * before)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,15 +11,12 @@ import psutil
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 from llm import files
-from llm.config_model import ModelConfig, OptimConfig, n_parameters
-from llm.environment import begin
+from llm.config_model import n_parameters
+from llm.config_optim import OptimConfig
 from llm.errors import ConfigError, DataError
-from llm.model import Model
-from llm.preflight import Preflight, activation_bytes, preflight
+from llm.preflight import Preflight, preflight
 from llm.train import train
 from tests.llm.small_runs import small_spec, small_texts, torch_settings_kept
 
@@ -71,35 +67,6 @@ def test_the_checkpoint_is_as_large_as_foretold(tmp_path: Path, optimizer: Any, 
     assert found.n_parameters == n_parameters(model.model_copy(update={"vocab_size": 24}))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"n_layers": 4, "d_model": 64, "n_heads": 4, "vocab_size": 50},
-        {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 1, "vocab_size": 2000},
-        {"n_layers": 4, "d_model": 128, "n_heads": 4, "vocab_size": 8192},
-        {"n_layers": 3, "d_model": 96, "n_heads": 3, "qk_norm": True, "vocab_size": 50},
-    ],
-)
-def test_activations_are_estimated_at_the_peak_the_allocator_sees_or_a_little_more(
-    tmp_path: Path, dtype: Any, shape: dict[str, Any]
-) -> None:
-    config = ModelConfig(context_length=64, **shape)
-    model = Model(config)
-    environment = begin(small_spec(tmp_path, dtype=dtype).train)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # So that gradients are not counted.
-    tokens_BT = torch.randint(config.vocab_size, (8, 64))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        with environment.autocast():
-            loss = model.loss(tokens_BT, tokens_BT)
-        loss.backward()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    peak = max(itertools.accumulate(event.nbytes() for event in events))
-    assert 1.0 <= activation_bytes(config, 8, dtype) / peak <= 1.35
-
-
 def test_a_vocabulary_larger_than_the_tokenizers_is_remarked_on(tmp_path: Path) -> None:
     spec = small_spec(tmp_path)
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"vocab_size": 64})})
@@ -130,7 +97,8 @@ def test_a_machine_with_too_little_memory_is_refused_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
     monkeypatch.setattr("llm.preflight.rehearse", None)
-    with pytest.raises(ConfigError, match=r"memory: about 1 MiB needed.*lower train\.batch_size"):
+    message = r"memory: about 1 MiB needed for 1 windows.*checkpoint_activations"
+    with pytest.raises(ConfigError, match=message):
         preflight(small_spec(tmp_path))
 
 
@@ -143,8 +111,10 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
 
 
 def test_a_rehearsal_that_diverges_is_refused(tmp_path: Path) -> None:
-    wild = OptimConfig(optimizer="adamw", learning_rate=1e30, warmup_steps=0)
+    wild = OptimConfig(
+        optimizer="adamw", learning_rate=1e38, head_learning_rate=1e38, warmup_steps=0
+    )
     spec = small_spec(tmp_path, optim=wild)
-    with pytest.raises(ConfigError, match=r"rehearsal: losses .*nan.*lower the rates"):
+    with pytest.raises(ConfigError, match=r"rehearsal: losses .*lower the rates"):
         preflight(spec)
     assert not files.exists(f"{spec.run_url}/run.json")
