@@ -44,8 +44,9 @@ def attention_maps(model: Decoder, tokenizer: Tokenizer, text: str) -> Attention
 
 def as_html(maps: AttentionMaps, title: str) -> str:
     """One page that needs nothing else: all maps, and the one pointed at with its tokens."""
-    n_layers, n_heads, _, _ = maps.weights_LHTT.shape
-    levels = np.round(maps.weights_LHTT * np.float32(2**16 - 1)).astype("<u2")
+    n_layers, n_heads, n_tokens, _ = maps.weights_LHTT.shape
+    weights_LHN = maps.weights_LHTT[:, :, *np.tril_indices(n_tokens)]
+    levels = np.round(weights_LHN * np.float32(2**16 - 1)).astype("<u2")
     data = {
         "title": title,
         "tokens": maps.tokens,

@@ -27,9 +27,11 @@ class DataConfig(Config):
     long contexts, and where documents must not be told by their neighbours."""
 
     weights: dict[str, float] = Field(default_factory=dict)
-    """Part of the windows that each source gets, by its name; what they sum to does not matter.
-    A source that is used up before the others begins anew. Without weights, every document comes
-    once in an epoch."""
+    """Part of the windows, and so of the tokens, that each source gets, by its name; what they sum
+    to does not matter. A source that is used up begins anew, in another order, whatever the others
+    do. Every source of the dataset must be named, with 0 to leave it out: one that was added since
+    is then not trained on, or left out, unseen. Without weights, every document comes once in an
+    epoch."""
 
     curriculum: Literal["none", "length", "difficulty"] = "none"
     """Order of an epoch: `length` goes from short documents to long ones, `difficulty` from few

@@ -8,13 +8,11 @@ from contextlib import ExitStack
 import psutil
 import torch
 
-from llm.config_train import TrainSpec
-from llm.environment import Environment
 from llm.log_writers import open_writers
 from llm.metrics import Display, MetricsLog, Row
-from llm.parallel import World
 from llm.peak import peak_flops
 from llm.run_state import Run
+from llm.setup import Setup
 from llm.sizing import training_flops_per_token
 
 MIB = 1 << 20
@@ -26,7 +24,8 @@ class Log:
     Used as a context.
     """
 
-    def __init__(self, spec: TrainSpec, run: Run, environment: Environment, world: World) -> None:
+    def __init__(self, run: Run, setup: Setup) -> None:
+        spec, world, environment = setup.spec, setup.world, setup.environment
         self._on_gpu = environment.device == "cuda"
         self._display = Display(spec.train.steps, run.step, quiet=not world.is_main)
         self._metrics = MetricsLog(spec.run_url, run.step) if world.is_main else None

@@ -5,44 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from llm import files, parallel
-from llm.config_train import TrainSpec
-from llm.environment import Environment
+from llm.config_train import TrainConfig
 from llm.evaluate import evaluate
 from llm.families import build_model
 from llm.generate import generate, prompt_tokens
-from llm.inputs import Inputs
 from llm.metrics import Row
-from llm.parallel import World
 from llm.run_folder import json_bytes
 from llm.run_state import Run
 from llm.sampling import SamplingConfig
+from llm.setup import Setup
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 200
 """nanoGPT's defaults in `sample.py`."""
 
 
-def validate(
-    run: Run,
-    inputs: Inputs,
-    environment: Environment,
-    world: World,
-    *,
-    batch_size: int,
-    max_windows: int | None,
-) -> Row:
+def validate(run: Run, setup: Setup, max_windows: int | None) -> Row:
     """Looks at the validation split, in the numbers training uses; figures for the log.
 
-    `batch_size` windows at a time, up to `max_windows`; None: all of them.
+    At the first `max_windows` of it; None: at all of it.
     """
-    with environment.autocast():
+    with setup.environment.autocast():
         found = evaluate(
             run.model,
-            inputs.validation,
-            context_length=inputs.model_config.context_length,
-            batch_size=batch_size,
+            setup.inputs.validation,
+            context_length=run.model.config.context_length,
+            batch_size=setup.micro_batch_size * setup.world.world_size,
             max_windows=max_windows,
-            device=environment.device,
-            world=world,
+            device=setup.environment.device,
+            world=setup.world,
         )
     run.validation = {"step": run.step} | asdict(found)
     best = run.best_validation
@@ -51,25 +41,32 @@ def validate(
     return {"validation_loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
 
 
-def sample(run: Run, inputs: Inputs, world: World, spec: TrainSpec) -> None:
+def worth_saving(run: Run, config: TrainConfig) -> bool:
+    """Whether a look is one that an early stop goes back to, or the one that brings it about."""
+    best = config.guards.patience > 0 and run.validation is run.best_validation
+    return best or run.stopped_early(config)
+
+
+def sample(run: Run, setup: Setup) -> None:
     """Writes what the model makes of each prompt now, drawn under the run's seed."""
-    model = parallel.whole_model(run.model, world, build_model)
+    model = parallel.whole_model(run.model, setup.world, build_model)
     if model is None:
         return
-    prompts = spec.train.sample_prompts
+    config, tokenizer = setup.config, setup.inputs.tokenizer
     made = generate(
         model,
-        [prompt_tokens(inputs.tokenizer, prompt) for prompt in prompts],
+        [prompt_tokens(tokenizer, prompt) for prompt in config.sample_prompts],
         SamplingConfig(
-            max_new_tokens=spec.train.sample_tokens,
+            max_new_tokens=config.sample_tokens,
             temperature=SAMPLE_TEMPERATURE,
             top_k=SAMPLE_TOP_K,
-            seed=spec.train.seed,
+            seed=config.seed,
         ),
-        inputs.tokenizer,
+        tokenizer,
     )
     samples = [
-        {"prompt": prompt, "text": one.text} for prompt, one in zip(prompts, made, strict=True)
+        {"prompt": prompt, "text": one.text}
+        for prompt, one in zip(config.sample_prompts, made, strict=True)
     ]
     body = json_bytes({"step": run.step, "samples": samples})
-    files.put(f"{spec.run_url}/samples/{run.step:08d}.json", body)
+    files.put(f"{setup.spec.run_url}/samples/{run.step:08d}.json", body)

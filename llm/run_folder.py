@@ -20,8 +20,9 @@ from llm.config_train import TrainSpec
 from llm.environment import Environment
 from llm.errors import ConfigError
 from llm.inputs import Inputs
-from llm.parallel import World, barrier, whole_state
+from llm.parallel import barrier, whole_state
 from llm.run_state import Run
+from llm.setup import Setup
 
 ELASTIC = frozenset({"world_size"})
 """What an environment may change without being told: checkpoints are made for it."""
@@ -60,13 +61,13 @@ def declare(spec: TrainSpec, inputs: Inputs, environment: Environment) -> None:
     _refuse(_changes(known, read), "the run has learnt from other data", spec)
 
 
-def enter(run: Run, environment: Environment, spec: TrainSpec) -> None:
+def enter(run: Run, setup: Setup) -> None:
     """Remembers the environment class; a run that comes from another is refused, or warned of."""
-    here = asdict(environment)
+    here = asdict(setup.environment)
     if run.environments and run.environments[-1] != here:
         before = run.environments[-1]
         changed = _changes(before, {name: here[name] for name in here.keys() - ELASTIC})
-        _refuse(changed, "the run comes from another environment class", spec)
+        _refuse(changed, "the run comes from another environment class", setup.spec)
         if elastic := _changes(before, {name: here[name] for name in here.keys() & ELASTIC}):
             _log.warning("%s: losses will differ in their last digits", elastic)
     if not run.environments or run.environments[-1] != here:
@@ -110,22 +111,21 @@ def last_good_checkpoint(run_url: str, step: int) -> str:
     return f"The last good checkpoint is {folder_of(run_url, max(steps))}"
 
 
-def write_result(
-    run: Run, inputs: Inputs, environment: Environment, world: World, spec: TrainSpec
-) -> dict[str, Any]:
+def write_result(run: Run, setup: Setup) -> dict[str, Any]:
     """Writes the weights and then `result.json`, which makes the run complete; the latter."""
-    weights = whole_state(run.model, world)
+    result_url = f"{setup.spec.run_url}/result.json"
+    weights = whole_state(run.model, setup.world)
     if weights is not None:
         body = checkpoint.safetensors_bytes(weights)
-        url = f"{spec.run_url}/weights/model.safetensors"
+        url = f"{setup.spec.run_url}/weights/model.safetensors"
         files.put(url, body)
         result = {
             "steps": run.step,
-            "stopped_early": run.step < spec.train.steps,
+            "stopped_early": run.step < setup.config.steps,
             "skipped_steps": run.guard.skipped,
             "tokens": run.tokens,
-            "n_parameters": n_parameters(inputs.model_config),
-            "model": inputs.model_config.model_dump(mode="json"),
+            "n_parameters": n_parameters(run.model.config),
+            "model": run.model.config.model_dump(mode="json"),
             "validation": run.validation,
             "best_validation": run.best_validation,
             "weights": {
@@ -133,9 +133,9 @@ def write_result(
                 "sha256": hashlib.sha256(body).hexdigest(),
                 "bytes": len(body),
             },
-            "environment": asdict(environment),
+            "environment": asdict(setup.environment),
             "environments": run.environments,
         }
-        files.put(f"{spec.run_url}/result.json", json_bytes(result))
+        files.put(result_url, json_bytes(result))
     barrier()
-    return json.loads(files.read_bytes(f"{spec.run_url}/result.json"))
+    return json.loads(files.read_bytes(result_url))

@@ -38,17 +38,17 @@ from llm.config_train import TrainConfig, TrainSpec
 from llm.environment import Environment, begin
 from llm.errors import LoamError
 from llm.guards import Diverged
-from llm.inputs import Inputs, micro_batches, open_inputs
+from llm.inputs import micro_batches, open_inputs
 from llm.loader import Batch
 from llm.log import Log
-from llm.looking import sample, validate
+from llm.looking import sample, validate, worth_saving
 from llm.optim import set_schedule
-from llm.parallel import World
 from llm.process import EX_TEMPFAIL, Interrupted, parse_arguments, read_spec, stop_when_asked
 from llm.resharding import like_parameters
 from llm.run_folder import declare, enter, last_good_checkpoint, write_result
 from llm.run_state import Run, fresh
 from llm.settling import settle
+from llm.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -122,40 +122,30 @@ def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[
         checkpoint.rewind(spec.run_url, run.step)
     parallel.barrier()
     size, environment = settle(run, spec, inputs, environment, world)
-    enter(run, environment, spec)
+    setup = Setup(spec, inputs, environment, world, size)
+    enter(run, setup)
 
     keep_best = config.keep_best or config.guards.patience > 0
     keep = checkpoint.Keep(config.keep_checkpoints, keep_best, config.keep_every)
-    with (
-        Log(spec, run, environment, world) as log,
-        checkpoint.Writer(spec.run_url, keep, world) as writer,
-    ):
+    with Log(run, setup) as log, checkpoint.Writer(spec.run_url, keep, world) as writer:
         if found:
             log.say(f"resumed at step {run.step}")
-        _learn(run, inputs, environment, world, spec, size, log, writer, stopped)
+        _learn(run, setup, log, writer, stopped)
     if run.step < config.steps:
-        _take_the_best(run, inputs, environment, world, spec, size)
-    return write_result(run, inputs, environment, world, spec)
+        _take_the_best(run, setup)
+    return write_result(run, setup)
 
 
 def _learn(
-    run: Run,
-    inputs: Inputs,
-    environment: Environment,
-    world: World,
-    spec: TrainSpec,
-    size: int,
-    log: Log,
-    writer: checkpoint.Writer,
-    stopped: Callable[[], bool],
+    run: Run, setup: Setup, log: Log, writer: checkpoint.Writer, stopped: Callable[[], bool]
 ) -> None:
     """The steps that are left, with everything that happens between them."""
-    config = spec.train
+    config, world, size = setup.config, setup.world, setup.micro_batch_size
     while run.step < config.steps and not run.stopped_early(config):
         parallel.seed_step(config.seed, run.step, world)
-        batches = micro_batches(inputs, config, run.step, world, size)
-        made = update(run, batches, environment, config)
-        _refuse_divergence(run, made, writer, spec)
+        batches = micro_batches(setup.inputs, config, run.step, world, size)
+        made = update(run, batches, setup.environment, config)
+        _refuse_divergence(run, made, writer, setup.spec)
 
         stop, last = parallel.any_rank(stopped()), run.step == config.steps
         look = last or run.step % config.eval_every == 0
@@ -164,18 +154,12 @@ def _learn(
         note = look or run.step % config.log_every == 0 or not made.taken
         row = log.row(run, made.loss, made.norm) if note else {}
         if look:
-            windows = None if last else config.eval_windows or None
-            row |= validate(
-                run, inputs, environment, world, batch_size=size * world.world_size,
-                max_windows=windows,
-            )  # fmt: skip
-            # The best are what an early stop goes back to.
-            save |= config.guards.patience > 0 and run.validation is run.best_validation
-            save |= run.stopped_early(config)
+            row |= validate(run, setup, None if last else config.eval_windows or None)
+            save |= worth_saving(run, config)
         if note:
             log.append(row)
         if draw:
-            sample(run, inputs, world, spec)
+            sample(run, setup)
         if save:
             # Before the save: rows up to a step are never missing beside its checkpoint.
             log.close_segment(run.step)
@@ -204,16 +188,14 @@ def _refuse_divergence(run: Run, made: Step, writer: checkpoint.Writer, spec: Tr
     )
 
 
-def _take_the_best(
-    run: Run, inputs: Inputs, environment: Environment, world: World, spec: TrainSpec, size: int
-) -> None:
+def _take_the_best(run: Run, setup: Setup) -> None:
     """After an early stop: the state of the best look, looked at in full."""
     assert run.best_validation is not None
     like = like_parameters(run.model, run.optimizers)
-    best = checkpoint.load(spec.run_url, run.best_validation["step"], like)
+    best = checkpoint.load(setup.spec.run_url, run.best_validation["step"], like)
     run.restore(best.state)
-    validate(run, inputs, environment, world, batch_size=size * world.world_size, max_windows=None)
-    sample(run, inputs, world, spec)
+    validate(run, setup, max_windows=None)
+    sample(run, setup)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -103,7 +103,7 @@ class NeuralBigram(Rung):
     """The same table learned from random batches (Karpathy's makemore, part 1): a network of one
     layer, whose input is the last token alone. It begins with all tokens equally likely."""
 
-    optim = OptimConfig(optimizer="adamw", embedding_learning_rate=0.1, warmup_steps=0)
+    optim = OptimConfig(optimizer="adamw", embedding_learning_rate=0.03, warmup_steps=0)
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from llm.config_data import DataConfig
 from llm.errors import ConfigError, DataError
 from llm.loader import Batch, Loader
 from llm.mixture import PERIOD
-from llm.shuffle import mix
 from tests.llm.small_datasets import EOT, Document, corpora, made_up, prepared_from
 from tests.llm.small_models import small_model
 
@@ -172,20 +171,6 @@ def test_the_order_is_pinned(tmp_path: Path) -> None:
         for tensor in (batch.inputs_BT, batch.targets_BT):
             digest.update(tensor.numpy().astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "aff4b166f433c1d9"
-
-
-def test_the_mixing_function_is_splitmix64() -> None:
-    # The first outputs for seed 1234567, as published with the generator's reference code.
-    seeds = np.uint64(1234567) + np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert mix(seeds).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-
-
-@pytest.mark.parametrize(
-    "n_tokens, buckets", [(1, 1), (1 << 24, 1), ((1 << 24) + 1, 2), (10**9, 64), (10**12, 65536)]
-)
-def test_buckets_are_a_power_of_two_of_at_most_16_mi_tokens(n_tokens: int, buckets: int) -> None:
-    assert n_buckets(n_tokens) == buckets
-    assert n_tokens / buckets <= 1 << 24
 
 
 BEST_FIT = DataConfig(packing="best_fit", document_mask=True)
