@@ -17,7 +17,7 @@ def test_a_ladder_is_climbed_in_order_and_the_same_each_time(tmp_path: Path) -> 
     said: list[str] = []
     with torch_settings_kept():
         optim = OptimConfig(head_learning_rate=1e-2)
-        spec = small_spec(tmp_path, steps=150, optim=optim)
+        spec = small_spec(tmp_path, steps=400, optim=optim)
         made = climb(spec, 40, said.append)
         again = climb(spec, 40, said.append)
     assert [rung.name for rung in made.rungs] == [kind.name for kind in LADDER]
