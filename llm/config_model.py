@@ -48,8 +48,8 @@ class ModelConfig(Config):
 
     family: Family = "llama"
     """Kind of model. `llama` loads in transformers as Llama, as Qwen3 with `qk_norm`, and as
-    Qwen3-MoE with experts; `gpt2` as GPT-2. `speedrun` learns most from each token (Jordan et al.
-    2024, nanochat), and no other program can load it."""
+    Qwen3-MoE with experts; `gpt2` as GPT-2. `speedrun` has the parts of modded-nanogpt and
+    nanochat (Jordan et al. 2024) that no other program can load."""
     vocab_size: int = Field(default=0, ge=0)
     """Number of token ids; 0 means that it is taken from the tokenizer."""
     context_length: int = Field(default=256, ge=1)

@@ -79,7 +79,7 @@ def _mode(config: TrainConfig) -> Literal["eager", "compiled", "compiled, recomp
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator, as plain values and tensors."""
+    """The state of every global generator that this process draws from: values and tensors."""
     numpy = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),
@@ -87,7 +87,7 @@ def rng_state() -> dict[str, Any]:
         "numpy": numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].tolist()}},
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -97,4 +97,4 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])

@@ -185,7 +185,7 @@ class _Order:
         while done < len(rows):
             epoch, position = divmod(first + done, self.n_windows)
             ends = self._order_of(epoch)[1]
-            place = int(np.searchsorted(ends, position, side="right"))
+            place = int(ends.searchsorted(position, side="right"))
             bucket = self._take(epoch, place)
             packing = bucket.packing
             start = position - (int(ends[place]) - len(packing))
@@ -194,7 +194,7 @@ class _Order:
             pieces = (packing.starts, packing.lengths, packing.bounds)
             fill(windows, here, *pieces, bucket.stream_S, eot_id, IGNORED, inputs_BT, targets_BT)
             if len(documents_BT):
-                number_documents(windows, here, *pieces[1:], eot_id, inputs_BT, documents_BT)
+                number_documents(windows, here, *pieces[1:], documents_BT)
             done += len(windows)
 
     def _order_of(self, epoch: int) -> tuple[Ints, Ints]:
@@ -233,10 +233,8 @@ class _Order:
         order = np.argsort(drawn, kind="stable")
         n_pairs_of = (self.prepared.starts[documents + 1] - self.prepared.starts[documents])[order]
         stream_S = gather(tokens_S, starts[order], n_pairs_of, self.prepared.eot_id)
-        if self.packing == "stream":
-            packing = cut_stream(len(stream_S) - 1, self.context_length)
-        else:
-            packing = best_fit(n_pairs_of, self.context_length)
+        pack = cut_stream if self.packing == "stream" else best_fit
+        packing = pack(n_pairs_of, self.context_length)
         windows = permutation(len(packing), "windows", self.seed, epoch, bucket)
         return _Bucket(packing, stream_S, windows)
 

@@ -21,7 +21,7 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Packing:
-    """Pieces in order of window, and inside it by place: parallel arrays of the pieces.
+    """Pieces of one document each, in order of window, and inside it by place: parallel arrays.
 
     starts: the first pair of each piece, counted over all documents end to end. lengths: pairs in
     it. bounds (windows + 1): which pieces are each window's.
@@ -35,11 +35,13 @@ class Packing:
         return len(self.bounds) - 1
 
 
-def cut_stream(n_pairs: int, context_length: int) -> Packing:
+def cut_stream(n_pairs_of: Ints, context_length: int) -> Packing:
     """Documents end to end, cut every `context_length` pairs."""
-    starts = np.arange(0, n_pairs, context_length)
-    lengths = np.minimum(context_length, n_pairs - starts)
-    return Packing(starts, lengths, np.arange(len(starts) + 1))
+    ends = np.cumsum(n_pairs_of)
+    cuts = np.arange(0, ends[-1], context_length)
+    starts = np.union1d(cuts, ends[:-1])
+    lengths = np.diff(starts, append=ends[-1])
+    return Packing(starts, lengths, np.append(np.searchsorted(starts, cuts), len(starts)))
 
 
 def best_fit(n_pairs_of: Ints, context_length: int) -> Packing:
@@ -179,19 +181,13 @@ def fill(windows, rows, starts, lengths, bounds, stream_S, eot_id, ignored, inpu
 
 
 @njit(cache=True, nogil=True)
-def number_documents(windows, rows, lengths, bounds, eot_id, inputs_BT, documents_BT):
-    """Numbers the documents of the windows in the rows of a batch that `fill` has written.
-
-    A document of a window is a piece of the packing, and inside a piece whatever begins with an
-    eot. Padding comes last and has a number of its own.
-    """
+def number_documents(windows, rows, lengths, bounds, documents_BT):
+    """Numbers the pieces of windows, each of one document, in rows of a batch. Padding comes last
+    and has a number of its own."""
     for number in range(len(windows)):
         window, row = windows[number], rows[number]
-        place, document = 0, -1
-        for piece in range(bounds[window], bounds[window + 1]):
-            document += inputs_BT[row, place] != eot_id
-            for k in range(place, place + lengths[piece]):
-                document += inputs_BT[row, k] == eot_id
-                documents_BT[row, k] = document
+        place, first = 0, bounds[window]
+        for piece in range(first, bounds[window + 1]):
+            documents_BT[row, place : place + lengths[piece]] = piece - first
             place += lengths[piece]
-        documents_BT[row, place:] = document + 1
+        documents_BT[row, place:] = bounds[window + 1] - first

@@ -1,10 +1,13 @@
-"""The `speedrun` family: what lowers the loss for the same tokens, and no other program can load.
+"""The `speedrun` family: speed records' ways to a lower loss, which no other program can load.
 
 Against `llama`: norms have no weights, and there is one on the embedding too; ReLU^2 in place of
 SwiGLU (So et al. 2021); queries and keys are always normalized; each block sees the embedding again
 (the shortcut), and every other one adds an embedding of the token to its values (Zhou et al. 2024);
 logits are capped softly (Gemma 2, 2024). All of it follows modded-nanogpt (Jordan et al. 2024) and
 nanochat. `llm/decoder.py` holds what it shares with the other families, and the legend of shapes.
+
+On nanoGPT's character task with Muon (1.5 M tokens, 0.80 M parameters, one seed) it comes to 1.575
+nats, and to 1.577 in a tenth less time without value embeddings; `llama` with `qk_norm` to 1.562.
 """
 
 from __future__ import annotations

@@ -158,6 +158,8 @@ def _learn(
             save |= worth_saving(run, config)
         if note:
             log.append(row)
+        if not made.taken:
+            log.say(f"step {run.step} skipped: loss {made.loss:.4g}, gradient norm {made.norm:.4g}")
         if draw:
             sample(run, setup)
         if save:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +161,6 @@ def test_writers_of_the_same_buckets_do_not_disturb_each_other(tmp_path: Path) -
     assert found == [local(tmp_path / "a", documents).digest] * 4
 
 
-def size_of(path: Path) -> int:
-    """Its bytes; none where whoever fetches ahead has just made room with it."""
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
-
-
 def test_the_local_cache_is_bounded_and_serves_what_it_holds(
     tmp_path: Path, s3_root: str, monkeypatch
 ) -> None:
@@ -177,23 +169,21 @@ def test_the_local_cache_is_bounded_and_serves_what_it_holds(
     there = streamed(tmp_path, documents, s3_root, data, more={"cache_gb": limit / 1e9})
     assert isinstance(there.kept, BucketFiles)
     assert there.kept.cache is not None
-    loader = loader_of(there, data)
-    kept: set[str] = set()
-    for step in range(2 * loader.n_windows() // 6):
-        loader.batch(step)
-        held = list(there.kept.cache.glob("*.bin"))
-        assert sum(map(size_of, held)) <= limit
-        kept |= {path.name for path in held}
-    assert len(kept) > len(held) > 1
-
     part = lay_out(there, data, BUCKET_TOKENS)[0]
-    held[0].write_bytes(b"rot")
+    used = [bucket for bucket in range(len(part)) if len(part.bucket(bucket))]
+    for bucket in [*used, *used]:
+        there.kept.bucket(0, bucket, part.bucket(bucket))
+        held = {int(path.stem[2:]): path for path in there.kept.cache.glob("*.bin")}
+        assert sum(path.stat().st_size for path in held.values()) <= limit
+        assert bucket in held
+    assert 1 < len(held) < len(used)
+
+    oldest, newest = (min(held), max(held))
+    held[oldest].write_bytes(b"rot")
     monkeypatch.setattr(files, "read_bytes", lambda url: pytest.fail(f"{url} was fetched"))
-    bucket = int(held[1].stem.split("-")[1])
-    there.kept.bucket(0, bucket, part.bucket(bucket))
-    rotten = int(held[0].stem.split("-")[1])
+    there.kept.bucket(0, newest, part.bucket(newest))
     with pytest.raises(pytest.fail.Exception, match="was fetched"):
-        there.kept.bucket(0, rotten, part.bucket(rotten))
+        there.kept.bucket(0, oldest, part.bucket(oldest))
 
 
 def test_the_next_bucket_is_fetched_before_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:

@@ -27,17 +27,16 @@ def test_every_pair_stands_in_one_of_the_fewest_windows_there_can_be(
 ) -> None:
     n_pairs = sum(lengths)
     of = np.repeat(np.arange(len(lengths)), lengths)
-    for packing in (best_fit(np.array(lengths), context), cut_stream(n_pairs, context)):
+    for pack in (best_fit, cut_stream):
+        packing = pack(np.array(lengths), context)
         windows = windows_of(packing)
         pairs = [range(start, start + size) for window in windows for start, size in window]
         assert sorted(pair for piece in pairs for pair in piece) == list(range(n_pairs))
         assert len(windows) == -(-n_pairs // context)
         assert max(sum(size for _, size in window) for window in windows) <= context
-    assert all(
-        of[start] == of[start + size - 1]
-        for window in windows_of(best_fit(np.array(lengths), context))
-        for start, size in window
-    )
+        assert all(
+            of[start] == of[start + size - 1] for window in windows for start, size in window
+        )
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> Counter[int]:

@@ -281,7 +281,7 @@ def test_a_step_that_the_guard_does_not_allow_moves_nothing() -> None:
 
 
 def test_a_skipped_step_is_logged_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     allows = Guard.allows
 
@@ -292,6 +292,7 @@ def test_a_skipped_step_is_logged_and_the_run_goes_on(
     spec = small_spec(tmp_path, steps=80, log_every=20, eval_every=80, sample_every=80)
     result = train(spec)
     assert result["skipped_steps"] == 1
+    assert "step 70 skipped: loss " in capsys.readouterr().err
     rows = read_metrics(spec.run_url)
     assert [(row["step"], row["skipped"]) for row in rows] == [
         (20, 0), (40, 0), (60, 0), (70, 1), (80, 1)
