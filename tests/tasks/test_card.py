@@ -132,6 +132,17 @@ def test_sensitive_data_is_removed_where_planted_values_were_found(
     assert answers(facts, canaries=(canary,))["Sensitive"] == answer
 
 
+@pytest.mark.parametrize(("caught", "answer"), [(19, "yes"), (18, "no")])
+def test_one_type_of_sensitive_data_that_was_missed_is_not_made_up_for_by_the_others(
+    facts: Facts, caught: int, answer: str
+) -> None:
+    canary = CanaryFacts(
+        kind="pii", stage="scrub", planted=1000, reached=1000, caught=980 + caught,
+        least="IBAN_CODE", least_reached=20, least_caught=caught,
+    )  # fmt: skip
+    assert answers(facts, canaries=(canary,))["Sensitive"] == answer
+
+
 @pytest.mark.parametrize(("languages", "answer"), [(["en"], "no"), (["en", "de"], "yes")])
 def test_the_languages_asked_for_are_those_that_it_must_be_in(
     facts: Facts, languages: list[str], answer: str
