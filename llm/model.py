@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llm.config_model import ModelConfig
 from llm.decoder import Decoder, Linear, Positions, initialize
 from llm.experts import MixtureOfExperts
+from llm.rms_norm import rms_norm
 from llm.rotary import rotary_tables, rotate
 
 
@@ -30,9 +31,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x_fp32 = x.float()
-        scale = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
-        return (x_fp32 * scale).type_as(x) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,30 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each head by the angle of its position; `cos` and `sin` are [B or 1, T, 1, E]."""
-    first, second = x_BTHE.chunk(2, dim=-1)
-    cos, sin = cos.type_as(x_BTHE), sin.type_as(x_BTHE)
-    return x_BTHE * cos + torch.cat([-second, first], dim=-1) * sin
+    turned: Tensor = _Rotation.apply(x_BTHE, cos.type_as(x_BTHE), sin.type_as(x_BTHE))
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """Its gradient is the rotation back, for which nothing but the angles has to be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x_BTHE, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dy_BTHE: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(dy_BTHE, cos, -sin), None, None
+
+
+def _turned(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x_BTHE.shape[-1] // 2
+    y_BTHE = x_BTHE * cos
+    y_BTHE[..., :half].addcmul_(x_BTHE[..., half:], sin[..., :half], value=-1)
+    y_BTHE[..., half:].addcmul_(x_BTHE[..., :half], sin[..., half:])
+    return y_BTHE
 
 
 def original_context_length(config: ModelConfig, scaling: RopeScaling) -> int:

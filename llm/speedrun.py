@@ -20,16 +20,11 @@ from torch import Tensor, nn
 
 from llm.config_model import ModelConfig
 from llm.decoder import Decoder, Embedding, Linear, Positions, initialize
+from llm.rms_norm import rms_norm
 from llm.rotary import rotary_tables, rotate
 
 LOGIT_CAP = 15.0
 """No logit is larger (nanochat)."""
-
-
-def normalized(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm without weights, in fp32 (Zhang and Sennrich 2019)."""
-    x_fp32 = x.float()
-    return (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)).type_as(x)
 
 
 class Block(nn.Module):
@@ -60,9 +55,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """`values` are what the tokens add to this block's values, C = K * E wide."""
         x_BTD = self.stream_scale * x_BTD + self.shortcut_scale * embedded_BTD
-        y_BTD = self._attention(normalized(x_BTD, self.eps), values_BTC, positions, rotation)
+        y_BTD = self._attention(rms_norm(x_BTD, None, self.eps), values_BTC, positions, rotation)
         x_BTD = x_BTD + F.dropout(y_BTD, self.dropout, self.training)
-        hidden_BTF = F.relu(self.up_proj(normalized(x_BTD, self.eps))).square()
+        hidden_BTF = F.relu(self.up_proj(rms_norm(x_BTD, None, self.eps))).square()
         y_BTD = self.down_proj(hidden_BTF)
         return x_BTD + F.dropout(y_BTD, self.dropout, self.training)
 
@@ -78,8 +73,8 @@ class Block(nn.Module):
         v_BTC = self.v_proj(x_BTD)
         if values_BTC is not None and self.value_scale is not None:
             v_BTC = v_BTC + (self.value_scale * values_BTC).type_as(v_BTC)
-        q_BTHE = rotate(normalized(q_BTHE, self.eps), *rotation)
-        k_BTKE = rotate(normalized(k_BTKE, self.eps), *rotation)
+        q_BTHE = rotate(rms_norm(q_BTHE, None, self.eps), *rotation)
+        k_BTKE = rotate(rms_norm(k_BTKE, None, self.eps), *rotation)
         v_BTKE = v_BTC.unflatten(-1, (-1, self.head_dim))
         dropout = self.dropout if self.training else 0.0
         return self.o_proj(positions.attend(self.layer, q_BTHE, k_BTKE, v_BTKE, dropout))
@@ -105,7 +100,10 @@ class Speedrun(Decoder):
         initialize(self, seed, _spread(config))
 
     def stream(self, tokens_BT: Tensor, positions: Positions) -> tuple[Tensor, None]:
-        embedded_BTD = normalized(self.embed_tokens(tokens_BT), self.config.norm_eps)
+        embedded_BTD = self.embed_tokens(tokens_BT)
+        # The stream is not rounded to the type of products.
+        dtype = embedded_BTD.dtype
+        embedded_BTD = rms_norm(embedded_BTD, None, self.config.norm_eps, dtype)
         embedded_BTD = F.dropout(embedded_BTD, self.config.dropout, self.training)
         rotation = self.cos_SE[positions.index_BT, None], self.sin_SE[positions.index_BT, None]
         x_BTD = embedded_BTD
@@ -114,7 +112,7 @@ class Speedrun(Decoder):
             if str(layer) in self.embed_values:
                 values_BTC = self.embed_values[str(layer)](tokens_BT)
             x_BTD = self.through(block, x_BTD, embedded_BTD, values_BTC, positions, rotation)
-        return normalized(x_BTD, self.config.norm_eps), None
+        return rms_norm(x_BTD, None, self.config.norm_eps), None
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores of every token id as the next one: [..., D] to [..., V], within `LOGIT_CAP`."""
