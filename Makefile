@@ -30,9 +30,11 @@ bench: $(VENV)/.test bench-deps
 
 bench-deps: .venv-peers/.done
 
-.venv-peers/.done: tests/bench/constraints-peers.txt
+# litgpt asks for an older huggingface_hub than transformers does, and works with the newer.
+.venv-peers/.done: tests/bench/constraints-peers.txt tests/bench/constraints-litgpt.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement tests/bench/constraints-peers.txt
+	.venv-peers/bin/python -m pip install --quiet --no-deps --requirement tests/bench/constraints-litgpt.txt
 	@touch $@
 
 up: $(VENV)/.runtime

@@ -1,8 +1,8 @@
 """A training step of another library's decoder of 6 layers of 384, context 256: 10.7 M parameters.
 
-training_step.py LIBRARY DTYPE BATCH STEPS VOCAB [CHECKOUT]: LIBRARY is nanogpt (of the checkout) or
-transformers. Each has the optimizer that its own training sets up; with bfloat16 its matrix
-products run under autocast. Dropout is off.
+training_step.py LIBRARY DTYPE BATCH STEPS VOCAB [CHECKOUT]: LIBRARY is nanogpt (of the checkout),
+litgpt or transformers. Each has the optimizer that its own training sets up; with bfloat16 its
+matrix products run under autocast. Dropout is off.
 """
 
 from __future__ import annotations
@@ -35,6 +35,26 @@ def nanogpt(vocab_size: int, checkout: str) -> Made:
     return model, model.configure_optimizers(DECAY, RATE, BETAS, "cpu"), lambda x, y: model(x, y)[1]
 
 
+def litgpt(vocab_size: int) -> Made:
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy, instantiate_torch_optimizer
+
+    model = GPT(
+        Config(
+            block_size=CONTEXT, padded_vocab_size=vocab_size, n_layer=LAYERS, n_embd=WIDTH,
+            n_head=HEADS, head_size=WIDTH // HEADS, rotary_percentage=1.0, bias=False,
+            parallel_residual=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
+            intermediate_size=1024,
+        )
+    )  # fmt: skip
+    # What its pretraining takes where there is no CUDA.
+    optimizer = instantiate_torch_optimizer(
+        "AdamW", model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=False
+    )
+    return model, optimizer, lambda x, y: chunked_cross_entropy(model(x), y)
+
+
 def transformers(vocab_size: int) -> Made:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -55,7 +75,11 @@ def main() -> None:
     library, dtype, batch, steps, vocab_size = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     torch.set_num_threads(1)
     torch.manual_seed(1337)
-    make: dict[str, Callable[..., Made]] = {"nanogpt": nanogpt, "transformers": transformers}
+    make: dict[str, Callable[..., Made]] = {
+        "nanogpt": nanogpt,
+        "litgpt": litgpt,
+        "transformers": transformers,
+    }
     model, optimizer, loss_of = make[library](vocab_size, *sys.argv[6:])
     model.train()
     tokens = torch.randint(vocab_size, (batch, CONTEXT + 1))
