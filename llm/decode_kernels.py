@@ -2,9 +2,8 @@
 
 At batch 1 a token takes as long as its weights take to be read, if nothing else takes time: here no
 operator is dispatched and next to nothing allocated. Sums may be added up in any order, which is
-what lets the compiler use vectors. Letters in names are those of `llm/decoder.py`; G query heads
-share a key head. Kernels call one another, so that they stay in one file: numba's cache on disk
-looks at no other for changes.
+what lets the compiler use vectors. Letters in names are those of `llm/decoder.py`. Kernels that
+call one another stay in one file: numba's cache on disk looks at no other for changes.
 """
 
 from __future__ import annotations
