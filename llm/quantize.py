@@ -7,8 +7,8 @@ many bytes; several tokens at a time take a little longer than in fp32.
 
 The embedding stays as it is, as a token reads one row of it; a tied output layer becomes 8 bits
 beside it. So do the experts, but not the gate that chooses them, whose choices are all or nothing.
-On models of 0.4 and 0.7 M parameters trained on tinyshakespeare the loss changes by less than
-0.0003 nats, and the likeliest token is another one at 1 % of positions.
+On a model of 0.8 M parameters trained on tinyshakespeare the loss changes by 0.0001 nats, and the
+likeliest token is another one at 0.6 % of positions.
 """
 
 from __future__ import annotations
