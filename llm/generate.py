@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llm.decode import OneText, can_decode
 from llm.decoder import Decoder, KVCache
 from llm.errors import ConfigError, DataError
 from llm.sampling import SamplingConfig, sample
@@ -218,14 +219,13 @@ class _Reader:
         self.model = model
         self.max_new_tokens = max_new_tokens
         self.device = model.embed_tokens.weight.device
-        self.cache: KVCache | None = None
         self.cached: list[int] = []
+        self.cache: KVCache | OneText
 
     def next_logits(self, texts: Mapping[int, list[int]]) -> Tensor:
         """[len(texts), V] on the CPU in fp32. A text has grown by one token since the last call."""
-        if self.cache is None:
-            self.cache = self._new_cache(texts)
-            return self._encode(texts, self.cache)
+        if not self.cached:
+            return self._begin(texts)
         context = self.model.config.context_length
         short = {
             row: text for row, text in texts.items() if row in self.cached and len(text) <= context
@@ -233,17 +233,22 @@ class _Reader:
         full = {row: text for row, text in texts.items() if row not in short}
         logits: dict[int, Tensor] = {}
         if short:
-            logits.update(zip(short, self._step(short, self.cache), strict=True))
+            logits.update(zip(short, self._step(short), strict=True))
         if full:
             logits.update(zip(full, self._encode(full), strict=True))
         return torch.stack([logits[row] for row in texts])
 
-    def _new_cache(self, texts: Mapping[int, list[int]]) -> KVCache:
+    def _begin(self, texts: Mapping[int, list[int]]) -> Tensor:
+        """Read the prompts; a single one goes on in fewer operations, where the model can."""
         self.cached = list(texts)
         longest = max(map(len, texts.values())) + self.max_new_tokens
         capacity = min(longest, self.model.config.context_length)
         weight = self.model.embed_tokens.weight
-        return KVCache(self.model.config, len(texts), capacity, like=weight)
+        self.cache = cache = KVCache(self.model.config, len(texts), capacity, like=weight)
+        logits = self._encode(texts, cache)
+        if len(texts) == 1 and can_decode(self.model):
+            self.cache = OneText(self.model, cache)
+        return logits
 
     def _encode(self, texts: Mapping[int, list[int]], cache: KVCache | None = None) -> Tensor:
         """Read the last window of each text from its beginning, into the cache if there is one."""
@@ -257,11 +262,14 @@ class _Reader:
         rows_B = torch.arange(len(windows), device=self.device)
         return self.model.logits(x_BTD[rows_B, lengths_B - 1]).float().cpu()
 
-    def _step(self, texts: Mapping[int, list[int]], cache: KVCache) -> Tensor:
+    def _step(self, texts: Mapping[int, list[int]]) -> Tensor:
         """Read the newest token of each text after what the cache holds of it."""
+        newest = [text[-1] for text in texts.values()]
+        if isinstance(self.cache, OneText):
+            return self.cache.next_logits(newest[0])[None]
         if list(texts) != self.cached:
             places = [self.cached.index(row) for row in texts]
-            cache.keep(torch.tensor(places, device=self.device))
+            self.cache.keep(torch.tensor(places, device=self.device))
             self.cached = list(texts)
-        tokens_B1 = torch.tensor([[text[-1]] for text in texts.values()], device=self.device)
-        return self.model(tokens_B1, cache)[:, -1].float().cpu()
+        tokens_B1 = torch.tensor(newest, device=self.device)[:, None]
+        return self.model(tokens_B1, self.cache)[:, -1].float().cpu()

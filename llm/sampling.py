@@ -67,11 +67,15 @@ def probabilities(scores_V: Tensor, config: SamplingConfig) -> Tensor:
         scores_V = scores_V.masked_fill(scores_V < least, -torch.inf)
     probabilities_V = scores_V.softmax(-1)
     if config.top_p < 1:
-        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V
-        beyond = before_V >= config.top_p
-        beyond[0] = False
-        probabilities_V = probabilities_V.index_fill(0, order_V[beyond], 0.0)
+        # A token in the nucleus has more than 1 - top_p at and after it, in at most V shares that
+        # are no larger than its own: what has less than its part of that need not be sorted.
+        least_share = (1 - config.top_p) / len(probabilities_V)
+        (candidates,) = (probabilities_V >= least_share).nonzero(as_tuple=True)
+        sorted_V, order_V = probabilities_V[candidates].sort(descending=True, stable=True)
+        within = sorted_V.cumsum(-1) - sorted_V < config.top_p
+        within[0] = True
+        kept = candidates[order_V[within]]
+        probabilities_V = torch.zeros_like(probabilities_V).index_copy(0, kept, sorted_V[within])
     if config.min_p > 0:
         low = probabilities_V < config.min_p * probabilities_V.max()
         probabilities_V = probabilities_V.masked_fill(low, 0.0)
@@ -88,4 +92,7 @@ def sample(
     scores_V = scores(logits_V, seen_V, config)
     if config.temperature == 0:
         return int(scores_V.argmax())
-    return int(torch.multinomial(probabilities(scores_V, config), 1, generator=generator))
+    sums_V = probabilities(scores_V, config).cumsum(-1, dtype=torch.float64)
+    # One number instead of `multinomial`'s V; at a border the token after it, which has a share.
+    at = torch.rand(1, dtype=torch.float64, generator=generator) * sums_V[-1]
+    return int(torch.searchsorted(sums_V, at, right=True))

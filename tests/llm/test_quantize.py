@@ -33,12 +33,12 @@ def test_a_product_is_that_of_the_rounded_matrix(shape: tuple[int, int]) -> None
     weight = torch.randn(*shape, generator=generator) * sizes[:, None]
     bias = torch.randn(shape[0], generator=generator) * sizes
     linear = Int8Linear(weight, bias)
-    rounded = (linear.weight_ND.float() * linear.scale_N.float()[:, None])[:, : shape[1]]
+    rounded = linear.weight_ND.float() * linear.scale_N[:, None]
     assert ((rounded - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.51).all()
-    x = torch.randn(2, 5, shape[1], generator=generator).bfloat16().float()
+    x = torch.randn(2, 5, shape[1], generator=generator)
     expected = x @ rounded.t() + bias
-    # Two roundings to bf16 at most, of a sum that the bias may cancel.
-    assert ((linear(x) - expected).abs() <= 2**-8 * ((expected - bias).abs() + sizes)).all()
+    for found in (linear(x), torch.stack([linear(row) for row in x.flatten(0, 1)]).view(2, 5, -1)):
+        torch.testing.assert_close(found / sizes, expected / sizes, atol=2e-5, rtol=1e-5)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
@@ -66,11 +66,7 @@ def test_every_matrix_but_the_embedding_and_the_gate_is_in_8_bits(shape: dict[st
     wide = {id(p) for name, p in quantized.named_parameters() if name.startswith("embed")}
     wide |= set(map(id, gates))
     assert all(p.ndim == 1 or id(p) in wide for p in quantized.parameters())
-    in_8_bits = sum(
-        m.weight_ND.numel() - m.n_padding * len(m.weight_ND)
-        for m in quantized.modules()
-        if isinstance(m, Int8Linear)
-    )
+    in_8_bits = sum(m.weight_ND.numel() for m in quantized.modules() if isinstance(m, Int8Linear))
     tied = model.embed_tokens.weight.numel() if model.config.tie_embeddings else 0
     matrices = sum(
         p.numel()
