@@ -133,6 +133,16 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _the_model_can_be_exported(self) -> Self:
+        if self.model and self.model.family == "speedrun":
+            raise ValueError(
+                "model.family is 'speedrun', and a pipeline ends with an export: no other program "
+                "has that family's parts. Take family 'llama' with qk_norm = true, which comes "
+                "closest, or train this one by itself: python -m llm.train SPEC.json"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sources_have_names_of_their_own(self) -> Self:
         names = [source.name for source in self.sources]
         for name in names:
