@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters, n_parameters
 from llm.depth import MOST_LAYERS, TOKENS_PER_PARAMETER, shape, token_budget
 from llm.errors import ConfigError
 from llm.gpus import GPUS, Gpu
@@ -26,6 +26,7 @@ from llm.sizing import (
     Optimizer,
     activation_bytes,
     largest_batch,
+    law_parameters,
     training_flops_per_token,
     training_memory,
     training_seconds,
@@ -123,6 +124,9 @@ class Sizes:
     name: str
     config: ModelConfig
     parameters: int
+    active_parameters: int
+    """Of a mixture of experts those that one token meets, which decide its operations, its tokens
+    and its loss."""
     budget: Budget
     asked: Training
     trainings: tuple[Training, ...]
@@ -134,7 +138,7 @@ class Sizes:
 
 def training(config: ModelConfig, tokens: float, budget: Budget) -> Training:
     """What learning from so many tokens takes, and what it brings."""
-    size, flops = n_parameters(config), training_flops_per_token(config) * tokens
+    size, flops = law_parameters(config), training_flops_per_token(config) * tokens
     seconds = training_seconds(config, tokens, budget.gpu, budget.n_devices, budget.mfu)
     hours = seconds * budget.n_devices / SECONDS_PER_HOUR
     loss, compute = CHINCHILLA.loss(size, tokens), 6.0 * size * tokens
@@ -210,17 +214,18 @@ def sizes(
     years: float = 1.0,
 ) -> Sizes:
     """Everything about training and serving a model; `tokens` default to what the budget buys."""
-    size = n_parameters(config)
     asked = training(config, tokens or tokens_for(config, budget), budget)
     decodings = tuple(decoding(config, budget.gpu, precision) for precision in PRECISIONS)
+    lengths = [ratio * law_parameters(config) for ratio in RATIOS]
     served = next(one for one in decodings if one.precision == "bfloat16")
     return Sizes(
         name=name,
         config=config,
-        parameters=size,
+        parameters=n_parameters(config),
+        active_parameters=n_active_parameters(config),
         budget=budget,
         asked=asked,
-        trainings=tuple(training(config, float(ratio * size), budget) for ratio in RATIOS),
+        trainings=tuple(training(config, float(n), budget) for n in lengths),
         fits=tuple(_fit(config, budget, d, o) for d in DTYPES for o in OPTIMIZERS),
         devices=tuple(_on_device(config, asked.tokens, budget, gpu) for gpu in GPUS.values()),
         decodings=decodings,

@@ -19,6 +19,7 @@ from llm.depth import recipe, shape
 from llm.errors import ConfigError
 from llm.scaling_fit import Point, fit, leave_one_out
 from llm.scaling_law import Law
+from llm.sizing import law_parameters
 from llm.tokenizer import Tokenizer
 from llm.train import train
 
@@ -110,7 +111,7 @@ def train_sizes(
 
 
 def _trained(size: Size, model: ModelConfig, result: dict[str, Any]) -> Trained:
-    point = Point(n_parameters(model), result["tokens"], result["validation"]["nats_per_token"])
+    point = Point(law_parameters(model), result["tokens"], result["validation"]["nats_per_token"])
     return Trained(size.depth, model.d_model, point)
 
 
@@ -139,7 +140,7 @@ def scaling(
     law = fit(points)
     spec = spec_of(base, next_size, width_per_layer, vocab_size)
     per_step = spec.train.batch_size * spec.train.accumulation_steps * spec.model.context_length
-    prediction = predict(law, points, n_parameters(spec.model), spec.train.steps * per_step)
+    prediction = predict(law, points, law_parameters(spec.model), spec.train.steps * per_step)
     say(f"the law predicts {prediction.loss:.4f} for depth {next_size.depth}")
     trained = train_sizes(base, [next_size], width_per_layer, vocab_size, say)[0] if check else None
     return Scaling(tuple(runs), law, prediction, trained)

@@ -28,7 +28,8 @@ _STARTS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """What a run came to: parameters, tokens it learnt from, nats per token of validation."""
+    """What a run came to: parameters that count (`llm.sizing.law_parameters`), tokens it learnt
+    from, nats per token of validation."""
 
     parameters: int
     tokens: int
