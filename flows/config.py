@@ -7,9 +7,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from flows.dial import DIAL_KEYS, turn_the_dial
+from flows.dial import DIAL_KEYS, add_the_dial, turn_the_dial
 from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
@@ -122,6 +124,14 @@ class PipelineConfig(Config):
     @classmethod
     def _depth_sets_the_rest(cls, data: Any) -> Any:
         return turn_the_dial(data) if isinstance(data, dict) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        add_the_dial(schema, handler)
+        return schema
 
     @model_validator(mode="after")
     def _one_quality_classifier(self) -> Self:
