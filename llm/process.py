@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import threading
-
-import pydantic
 
 from llm import files
 from llm.config_train import TrainSpec
@@ -23,7 +22,7 @@ class Interrupted(LoamError):
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llm.train", description="Trains a model.")
-    parser.add_argument("spec", help="path or URL of the run's spec, a JSON file")
+    parser.add_argument("spec", help="path or URL of the run's spec or its run.json")
     parser.add_argument(
         "--stop-at-eof",
         action="store_true",
@@ -33,12 +32,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_spec(url: str) -> TrainSpec:
-    """The spec at a path or URL. Raises ConfigError naming the key that is wrong."""
+    """The spec at a path or URL, or that of the run whose `run.json` lies there.
+
+    Raises ConfigError naming the key that is wrong.
+    """
     try:
-        return TrainSpec.model_validate_json(files.read_bytes(url))
+        body = json.loads(files.read_bytes(url))
+        is_run = isinstance(body, dict) and "spec" in body
+        return TrainSpec.model_validate_json(json.dumps(body["spec"] if is_run else body))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no spec at {url}") from error
-    except pydantic.ValidationError as error:
+    except ValueError as error:  # Not JSON, or not as a spec is.
         raise ConfigError(f"{url}: {error}") from error
 
 
