@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 
+from pydantic import ValidationError
+
 from llm import files
 from llm.config_train import TrainSpec
 from llm.errors import ConfigError, LoamError
@@ -42,8 +44,12 @@ def read_spec(url: str) -> TrainSpec:
         return TrainSpec.model_validate_json(json.dumps(body["spec"] if is_run else body))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no spec at {url}") from error
-    except ValueError as error:  # Not JSON, or not as a spec is.
-        raise ConfigError(f"{url}: {error}") from error
+    except ValidationError as error:
+        wrong = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        lines = [f"{key or 'the spec'}: {message}" for key, message in wrong]
+        raise ConfigError(f"{url}: " + "; ".join(lines)) from error
+    except ValueError as error:
+        raise ConfigError(f"{url}: not JSON: {error}") from error
 
 
 def stop_when_asked(at_eof: bool) -> threading.Event:

@@ -211,7 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = read_spec(options.spec)
         if is_main and not files.exists(f"{spec.run_url}/run.json"):
-            for finding in preflight(spec).findings:
+            n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+            for finding in preflight(spec, n_processes).findings:
                 print(finding, file=sys.stderr)
         train(spec, stop.is_set)
     except Interrupted as pause:
