@@ -40,6 +40,10 @@ RATIOS = (TOKENS_PER_PARAMETER, 50, 100, 200, 1000)
 """Tokens a parameter that are compared: Chinchilla's, and what models that are served a lot are
 trained on (Sardana et al. 2024, "Beyond Chinchilla-Optimal"; Llama 3 8B saw 1,870)."""
 
+FARTHEST = 2
+"""Ratio of parameters up to which a depth may stand for a number of them: depth 2 has about twice
+those of depth 1."""
+
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
 
@@ -196,13 +200,23 @@ def dialled(depth: int, vocab_size: int, context_length: int) -> ModelConfig:
 
 
 def nearest_depth(parameters: float, vocab_size: int, context_length: int) -> int:
-    """The depth whose model is nearest in parameters, by ratio."""
+    """The depth whose model is nearest in parameters, by ratio.
+
+    Raises ConfigError where none is within a factor of `FARTHEST`.
+    """
 
     def apart(depth: int) -> float:
         size = n_parameters(dialled(depth, vocab_size, context_length))
         return max(size / parameters, parameters / size)
 
-    return min(range(1, MOST_LAYERS + 1), key=apart)
+    nearest = min(range(1, MOST_LAYERS + 1), key=apart)
+    if apart(nearest) > FARTHEST:
+        size = n_parameters(dialled(nearest, vocab_size, context_length))
+        raise ConfigError(
+            f"no depth has {parameters:,.0f} parameters or near: with {vocab_size:,} tokens of "
+            f"vocabulary the nearest is {nearest}, of {size:,}; give another vocab-size"
+        )
+    return nearest
 
 
 def sizes(
