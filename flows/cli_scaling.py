@@ -62,6 +62,8 @@ def scaling(
     from llm.scaling import scaling as fit_and_predict
     from tasks.scaling_page import render_scaling
 
+    if text and config:
+        raise ConfigError(f"{config} and --text {text} both say what to train on: give one of them")
     layers = [_depth(part) for part in depths.split(",")]
     lengths = [round(parse_amount("tokens", part)) for part in tokens.split(",")]
     longest = 2 * max(lengths)
