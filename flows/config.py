@@ -16,6 +16,7 @@ from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
+from llm.mixture import check_weights
 from tasks.alarms import AlarmConfig
 from tasks.annotate import AnnotateConfig
 from tasks.benchmarks import DecontaminateConfig
@@ -161,6 +162,20 @@ class PipelineConfig(Config):
         unknown = sorted(set(self.split.sources) - set(names))
         if unknown:
             raise ValueError(f"split.sources names {unknown}, but the sources are {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_speak_of_the_sources(self) -> Self:
+        trained_on = [
+            source.name
+            for source in self.sources
+            if self.split.sources.get(source.name, "train") == "train"
+        ]
+        if self.model and self.train.data.weights:
+            try:
+                check_weights(self.train.data.weights, trained_on)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
 
 

@@ -75,7 +75,7 @@ def preflight(spec: TrainSpec, n_processes: int = 1) -> Preflight:
     """
     environment = begin(spec.train)
     world = World(0, n_processes, torch.device(environment.device))
-    check_share(spec.train.batch_size, world)
+    check_share(spec.train.batch_size, n_processes)
     inputs = open_inputs(spec)
     state_bytes = _state_bytes(spec, inputs.model_config)
     memory_bytes, memory = _memory(spec, inputs, environment, world)

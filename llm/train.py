@@ -107,7 +107,7 @@ def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[
     config, environment = spec.train, begin(spec.train)
     world = parallel.begin(environment.device)
     environment = replace(environment, world_size=world.world_size)
-    parallel.check_share(config.batch_size, world)
+    parallel.check_share(config.batch_size, world.world_size)
     with parallel.first_on_each_machine(world):
         inputs = open_inputs(spec)
     declare(spec, inputs, environment)

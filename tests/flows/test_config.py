@@ -31,6 +31,8 @@ def test_every_config_that_comes_with_loam_is_read(path: Path) -> None:
         (SOURCE + SOURCE, "two sources are called 'docs'"),
         (SOURCE + '[model]\nfamily = "speedrun"\n', "family 'llama' with qk_norm = true"),
         (SOURCE + '[model]\nfamily = "speedrun"\ndepth = 4\n', "python -m llm.train SPEC.json"),
+        (SOURCE + "[model]\n[train.data]\nweights = {books = 1}\n", "nothing of the source 'docs'"),
+        (SOURCE + "[model]\n[train.data]\nweights = {docs = 1, dcos = 2}\n", "names 'dcos'"),
         (SOURCE + "path = 1\n", "did you mean 'paths'?"),
         (SOURCE + '[split]\nsources = {books = "test"}\n', "split.sources names ['books']"),
         (SOURCE + "[split]\nvalidation = 0.6\ntest = 0.6\n", "leave nothing to train on"),
