@@ -49,7 +49,7 @@ def scaling(
         text: A text file (or .gz) to try it on, by characters, instead of a pipeline.
         to: The folder for runs, plot and figures; .loam/scaling/NAME when not given.
         depths: Depths of the dial, separated by commas.
-        tokens: Numbers of tokens, separated by commas, each at most a few times what there is.
+        tokens: Numbers of tokens, separated by commas, each at most four times what there is.
         width_per_layer: Width of a model for each of its layers; the dial's own is 64.
         next_depth: The depth to predict; one step beyond the deepest when not given.
         next_tokens: On how many tokens; twice the most when not given.
@@ -62,6 +62,8 @@ def scaling(
     from llm.scaling import scaling as fit_and_predict
     from tasks.scaling_page import render_scaling
 
+    if text and config:
+        raise ConfigError(f"{config} and --text {text} both say what to train on: give one of them")
     layers = [_depth(part) for part in depths.split(",")]
     lengths = [round(parse_amount("tokens", part)) for part in tokens.split(",")]
     longest = 2 * max(lengths)

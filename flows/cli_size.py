@@ -84,6 +84,11 @@ def size(
     if like is not None:
         mfu = measured_flops(like) / device.flops
     budget = Budget(device, gpus, mfu, price, hours, money)
+    if tokens is not None and budget.device_hours() is not None:
+        raise ConfigError(
+            "tokens and hours or money both say how long to train: give one of them (price alone "
+            "tells what the tokens cost)"
+        )
     name, config, own_tokens = _sized(what, budget, vocab_size, context_length)
     if budget.device_hours() is not None:
         own_tokens = None

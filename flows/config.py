@@ -7,13 +7,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from flows.dial import DIAL_KEYS, turn_the_dial
+from flows.dial import DIAL_KEYS, add_the_dial, turn_the_dial
 from llm.config import Config
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
+from llm.mixture import check_weights
 from tasks.alarms import AlarmConfig
 from tasks.annotate import AnnotateConfig
 from tasks.benchmarks import DecontaminateConfig
@@ -123,12 +126,30 @@ class PipelineConfig(Config):
     def _depth_sets_the_rest(cls, data: Any) -> Any:
         return turn_the_dial(data) if isinstance(data, dict) else data
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        add_the_dial(schema, handler)
+        return schema
+
     @model_validator(mode="after")
     def _one_quality_classifier(self) -> Self:
         if self.quality and self.annotate.quality_model:
             raise ValueError(
                 "annotate.quality_model brings a quality classifier and the section quality trains "
                 "one: keep one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_model_can_be_exported(self) -> Self:
+        if self.model and self.model.family == "speedrun":
+            raise ValueError(
+                "model.family is 'speedrun', and a pipeline ends with an export: no other program "
+                "has that family's parts. Take family 'llama' with qk_norm = true, which comes "
+                "closest, or train this one by itself: python -m llm.train SPEC.json"
             )
         return self
 
@@ -141,6 +162,20 @@ class PipelineConfig(Config):
         unknown = sorted(set(self.split.sources) - set(names))
         if unknown:
             raise ValueError(f"split.sources names {unknown}, but the sources are {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_speak_of_the_sources(self) -> Self:
+        trained_on = [
+            source.name
+            for source in self.sources
+            if self.split.sources.get(source.name, "train") == "train"
+        ]
+        if self.model and self.train.data.weights:
+            try:
+                check_weights(self.train.data.weights, trained_on)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
 
 

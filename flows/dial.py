@@ -7,23 +7,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 
 from llm.config_model import ModelConfig
 from llm.config_tokenizer import N_BYTES
 from llm.config_train import TrainConfig
-from llm.depth import recipe, shape
+from llm.depth import MOST_LAYERS, recipe, shape
 from llm.errors import ConfigError
 from tasks.tokenise import TokeniseConfig
 
 if TYPE_CHECKING:
     from flows.config import PipelineConfig
 
-DIAL_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("model",): ("depth",),
-    ("train",): ("tokens",),
+DIAL_KEYS: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {
+    ("model",): {
+        "depth": {
+            "title": "Depth",
+            "description": "Number of blocks, from which follows what model and train leave "
+            "out: empty their fields that are to follow.",
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MOST_LAYERS,
+        }
+    },
+    ("train",): {
+        "tokens": {
+            "title": "Tokens",
+            "description": "Tokens to train on, in the place of steps; with model.depth only.",
+            "type": "integer",
+            "minimum": 1,
+        }
+    },
 }
-"""Keys that a config's sections may hold beside their fields, and hold no more once it is read."""
+"""Keys that a config's sections may hold beside their fields, and hold no more once it is read, as
+JSON schemas."""
 
 
 def turn_the_dial(data: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +60,7 @@ def turn_the_dial(data: dict[str, Any]) -> dict[str, Any]:
         train = {name: value for name, value in train.items() if name != "tokens"}
     model = {name: value for name, value in model.items() if name != "depth"}
     try:
+        _check_layers(data["model"]["depth"], model)
         model = shape(data["model"]["depth"], model)
         _check_tokens(tokens, train)
         vocabulary = _vocabulary(model, data.get("tokenizer", {}))
@@ -52,6 +71,15 @@ def turn_the_dial(data: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         pass
     return data | {"model": model, "train": train}
+
+
+def add_the_dial(schema: JsonSchemaValue, handler: GetJsonSchemaHandler) -> None:
+    """Adds `DIAL_KEYS` to a pipeline's JSON schema, of which a deployment's form is made."""
+    properties = handler.resolve_ref_schema(schema)["properties"]
+    for (section,), keys in DIAL_KEYS.items():
+        # An optional section is one or null.
+        one, *_ = properties[section].get("anyOf", [properties[section]])
+        handler.resolve_ref_schema({"$ref": one["$ref"]})["properties"] |= keys
 
 
 def model_to_count(pipeline: PipelineConfig) -> ModelConfig:
@@ -65,6 +93,14 @@ def model_to_count(pipeline: PipelineConfig) -> ModelConfig:
 def trained_tokens(train: TrainConfig, model: ModelConfig) -> int:
     """Tokens that a run learns from, its windows full."""
     return train.steps * train.batch_size * train.accumulation_steps * model.context_length
+
+
+def _check_layers(depth: Any, model: dict[str, Any]) -> None:
+    if model.get("n_layers", depth) != depth:
+        raise ConfigError(
+            f"model.depth = {depth} and model.n_layers = {model['n_layers']} both say how many "
+            "layers: leave out n_layers, and what else is to follow from depth"
+        )
 
 
 def _check_tokens(tokens: Any, train: Any) -> None:

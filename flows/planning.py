@@ -7,17 +7,19 @@ the last run of each stage, and where there is none from rates measured once.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from flows.config import PipelineConfig
 from flows.corpus import grow_corpus
+from flows.dial import model_to_count, trained_tokens
 from flows.model import grow_model
 from flows.running import RunOptions, open_run
 from llm.config_model import n_parameters
-from llm.metrics import read_metrics
+from llm.errors import DataError
+from llm.pace import measured_flops
+from llm.sizing import training_flops_per_token
 from tasks.importing.files import read_files
 from tasks.ingest import ingest
 from tasks.sources import CrawlSource, ImportSource, Source
@@ -304,20 +306,12 @@ def _training(
     """Training by its arithmetic, at the rate of the last training where there was one."""
     if config.model is None:
         return None, None
-    shape = config.model
-    if not shape.vocab_size:
-        shape = shape.model_copy(update={"vocab_size": config.tokenizer.vocab_size})
-    size, train = n_parameters(shape), config.train
-    tokens = train.steps * train.batch_size * train.accumulation_steps * shape.context_length
-    flops = TRAINING_FLOPS
+    shape, rate = model_to_count(config), TRAINING_FLOPS
     if before is not None:
-        logged = _logged_rates(read_metrics(f"{run.store.root}/{before.summary['run']}"))
-        if logged:
-            flops = 6 * before.summary["result"]["n_parameters"] * statistics.median(logged)
+        # Where it has logged no rate, it was too short to.
+        with contextlib.suppress(DataError):
+            rate = measured_flops(f"{run.store.root}/{before.summary['run']}")
+    flops = training_flops_per_token(shape) * trained_tokens(config.train, shape)
     # Weights once, and checkpoints with two moments beside the weights, in float32.
-    written = 4 * size * (1 + 3 * train.keep_checkpoints)
-    return round(6 * size * tokens / flops, 1), written
-
-
-def _logged_rates(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+    written = 4 * n_parameters(shape) * (1 + 3 * config.train.keep_checkpoints)
+    return round(flops / rate, 1), written

@@ -10,11 +10,12 @@ from flows.config import PipelineConfig
 from flows.dial import model_to_count, trained_tokens
 from flows.showing import NOTHING, say, show_table
 from llm.budget import Budget, Fit, Sizes, Training
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters, n_parameters
 from llm.config_train import TrainConfig
 from llm.depth import recipe
 from llm.presets import PRESETS
 from llm.serving_cost import Decoding
+from llm.sizing import law_parameters
 from tasks.report_page import format_duration, format_percent, format_size
 
 _DAY = 86400
@@ -50,9 +51,13 @@ def shape_line(config: ModelConfig) -> str:
     heads = f"{config.n_heads} heads of {config.head_dim}"
     if config.n_kv_heads != config.n_heads:
         heads += f" ({config.n_kv_heads} for keys and values)"
+    active = experts = ""
+    if config.n_experts:
+        active = f", {n_active_parameters(config):,} of them for each token"
+        experts = f" in {config.n_experts_per_token} of {config.n_experts} experts"
     return (
-        f"{n_parameters(config):,} parameters; {config.family}, {config.n_layers} layers x "
-        f"{config.d_model}, {heads}, feed-forward {config.d_ff:,}, vocabulary "
+        f"{n_parameters(config):,} parameters{active}; {config.family}, {config.n_layers} layers x "
+        f"{config.d_model}, {heads}, feed-forward {config.d_ff:,}{experts}, vocabulary "
         f"{config.vocab_size:,}{' (tied)' if config.tie_embeddings else ''}, context "
         f"{config.context_length:,}"
     )
@@ -88,7 +93,8 @@ def show_model(pipeline: PipelineConfig) -> None:
     facts = model_facts(pipeline)
     if facts is None:
         return
-    config, ratio = model_to_count(pipeline), facts["tokens"] / facts["parameters"]
+    config = model_to_count(pipeline)
+    ratio = facts["tokens"] / law_parameters(config)
     say(f"\nmodel: {shape_line(config)}")
     say(
         f"trained by {recipe_line(config, pipeline.train)}; {amount(facts['tokens'])} tokens, "
@@ -120,6 +126,8 @@ def _show_trainings(made: Sizes) -> None:
         "  read the differences. above best: than the best model for the same compute. compute:\n"
         "  as a multiple of the least that reaches the same loss."
     )
+    if made.config.n_experts:
+        say("  Of experts those count that a token goes to; the others lower the loss further.")
 
 
 def _training_row(label: str, one: Training) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ from llm import files
 from llm.buckets import Part
 from llm.dataset_file import Documents, Ints, Places, read_shard
 from llm.errors import DataError
+from llm.progress import tally
 
 RUN_TOKENS = 1 << 27  # 512 MiB of a run in memory, and as much again while it is put.
 _LARGEST = 2**32 - 1
@@ -43,19 +44,24 @@ def merge_into_buckets(
     it is merged, DataError or StorageError when a shard cannot be used.
     """
     runs = _Runs.plan(url, documents, places, parts, run_tokens)
-    for number, run_url in enumerate(runs.urls):
-        if not files.exists(run_url):
-            files.put(run_url, _run(number, documents, places, runs))
+    with tally("tokens by bucket", "tokens", int(runs.lengths.sum())) as sorted_:
+        for number, run_url in enumerate(runs.urls):
+            if not files.exists(run_url):
+                files.put(run_url, _run(number, documents, places, runs))
+            sorted_.advance(int(runs.lengths[runs.run == number].sum()))
     hashes, checksums = 0, []
-    for number, part in enumerate(parts):
-        of_part = []
-        for bucket in range(len(part)):
-            body, of_bucket = _bucket(part.bucket(bucket), documents, eot_id, runs)
-            if body:
-                files.put(f"{url}/{number}-{bucket}.bin", body)
-            of_part.append(checksum_of(body) if body else "")
-            hashes += of_bucket
-        checksums.append(of_part)
+    with tally("bucket files", "tokens", int(runs.lengths.sum())) as written:
+        for number, part in enumerate(parts):
+            of_part = []
+            for bucket in range(len(part)):
+                chosen = part.bucket(bucket)
+                body, of_bucket = _bucket(chosen, documents, eot_id, runs)
+                if body:
+                    files.put(f"{url}/{number}-{bucket}.bin", body)
+                of_part.append(checksum_of(body) if body else "")
+                hashes += of_bucket
+                written.advance(int(runs.lengths[chosen].sum()))
+            checksums.append(of_part)
     index = {"digest": documents.digest_with(hashes), "checksums": checksums}
     files.put(f"{url}/index.json", json.dumps(index).encode())
     for run_url in runs.urls:

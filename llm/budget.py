@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters, n_parameters
 from llm.depth import MOST_LAYERS, TOKENS_PER_PARAMETER, shape, token_budget
 from llm.errors import ConfigError
 from llm.gpus import GPUS, Gpu
@@ -26,6 +26,7 @@ from llm.sizing import (
     Optimizer,
     activation_bytes,
     largest_batch,
+    law_parameters,
     training_flops_per_token,
     training_memory,
     training_seconds,
@@ -38,6 +39,10 @@ MFU = 0.4
 RATIOS = (TOKENS_PER_PARAMETER, 50, 100, 200, 1000)
 """Tokens a parameter that are compared: Chinchilla's, and what models that are served a lot are
 trained on (Sardana et al. 2024, "Beyond Chinchilla-Optimal"; Llama 3 8B saw 1,870)."""
+
+FARTHEST = 2
+"""Ratio of parameters up to which a depth may stand for a number of them: depth 2 has about twice
+those of depth 1."""
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
@@ -123,6 +128,9 @@ class Sizes:
     name: str
     config: ModelConfig
     parameters: int
+    active_parameters: int
+    """Of a mixture of experts those that one token meets, which decide its operations, its tokens
+    and its loss."""
     budget: Budget
     asked: Training
     trainings: tuple[Training, ...]
@@ -134,7 +142,7 @@ class Sizes:
 
 def training(config: ModelConfig, tokens: float, budget: Budget) -> Training:
     """What learning from so many tokens takes, and what it brings."""
-    size, flops = n_parameters(config), training_flops_per_token(config) * tokens
+    size, flops = law_parameters(config), training_flops_per_token(config) * tokens
     seconds = training_seconds(config, tokens, budget.gpu, budget.n_devices, budget.mfu)
     hours = seconds * budget.n_devices / SECONDS_PER_HOUR
     loss, compute = CHINCHILLA.loss(size, tokens), 6.0 * size * tokens
@@ -192,13 +200,23 @@ def dialled(depth: int, vocab_size: int, context_length: int) -> ModelConfig:
 
 
 def nearest_depth(parameters: float, vocab_size: int, context_length: int) -> int:
-    """The depth whose model is nearest in parameters, by ratio."""
+    """The depth whose model is nearest in parameters, by ratio.
+
+    Raises ConfigError where none is within a factor of `FARTHEST`.
+    """
 
     def apart(depth: int) -> float:
         size = n_parameters(dialled(depth, vocab_size, context_length))
         return max(size / parameters, parameters / size)
 
-    return min(range(1, MOST_LAYERS + 1), key=apart)
+    nearest = min(range(1, MOST_LAYERS + 1), key=apart)
+    if apart(nearest) > FARTHEST:
+        size = n_parameters(dialled(nearest, vocab_size, context_length))
+        raise ConfigError(
+            f"no depth has {parameters:,.0f} parameters or near: with {vocab_size:,} tokens of "
+            f"vocabulary the nearest is {nearest}, of {size:,}; give another vocab-size"
+        )
+    return nearest
 
 
 def sizes(
@@ -210,17 +228,18 @@ def sizes(
     years: float = 1.0,
 ) -> Sizes:
     """Everything about training and serving a model; `tokens` default to what the budget buys."""
-    size = n_parameters(config)
     asked = training(config, tokens or tokens_for(config, budget), budget)
     decodings = tuple(decoding(config, budget.gpu, precision) for precision in PRECISIONS)
+    lengths = [ratio * law_parameters(config) for ratio in RATIOS]
     served = next(one for one in decodings if one.precision == "bfloat16")
     return Sizes(
         name=name,
         config=config,
-        parameters=size,
+        parameters=n_parameters(config),
+        active_parameters=n_active_parameters(config),
         budget=budget,
         asked=asked,
-        trainings=tuple(training(config, float(ratio * size), budget) for ratio in RATIOS),
+        trainings=tuple(training(config, float(n), budget) for n in lengths),
         fits=tuple(_fit(config, budget, d, o) for d in DTYPES for o in OPTIMIZERS),
         devices=tuple(_on_device(config, asked.tokens, budget, gpu) for gpu in GPUS.values()),
         decodings=decodings,

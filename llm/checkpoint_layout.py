@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -87,8 +88,14 @@ def file_of(part: str, rank: int | None = None, world_size: int = 1) -> str:
 
 def _delete(urls: Iterable[str]) -> None:
     """Indexes go before their files: a kill in between leaves none that promises what is gone."""
-    for url in sorted(urls, key=lambda url: (not url.endswith(f"/{INDEX}"), url)):
+    gone = sorted(urls, key=lambda url: (not url.endswith(f"/{INDEX}"), url))
+    for url in gone:
         files.delete(url)
+    for folder in {url.rpartition("/")[0] for url in gone}:
+        # A disk keeps a folder that is empty; a bucket has none.
+        if not files.is_s3(folder):
+            with contextlib.suppress(OSError):
+                files.local_path(folder).rmdir()
 
 
 def _root(run_url: str) -> str:

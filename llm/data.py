@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from llm.dataset_file import Documents, Ints, Places, documents_of, read_dataset, read_shard
 from llm.errors import DataError, StorageError
+from llm.progress import tally
 
 IGNORED = -100  # The target that torch's cross-entropy leaves out.
 _LAYOUT = 3  # Part of the name of what `prepare` writes; raise it when the layout changes.
@@ -136,13 +137,15 @@ def _write_tokens(
     largest, hashes = np.iinfo(dtype).max, 0
     if eot_id > largest:
         return None
-    with path.open("wb") as file:
+    lengths = np.diff(documents.starts) - 1
+    with path.open("wb") as file, tally("token file", "tokens", documents.n_tokens) as written:
         for shard, wanted in enumerate(places.by_shard()):
             for i, tokens in read_shard(documents, places, shard, wanted):
                 if len(tokens) and tokens.max() > largest:
                     return None
                 _write_at(file, int(documents.starts[i]), eot_id, tokens, dtype)
                 hashes += documents.row_hash(i, tokens)
+            written.advance(int(lengths[wanted].sum()))
         file.flush()
         os.fsync(file.fileno())
     return hashes

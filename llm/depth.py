@@ -7,7 +7,7 @@ What a config leaves out follows from `depth`; whatever it says stays.
 | layers | depth | |
 | width | 64 x depth | nanochat's aspect ratio (Karpathy, `scripts/base_train.py`) |
 | width of a head | the largest of 128, 64, 32, 16 with 6 heads or more | nanochat's; ours |
-| tokens | 20 for each parameter, embeddings included | Hoffmann et al. 2022, table 3 |
+| tokens | 20 for each parameter, embeddings counted, idle experts not | Hoffmann et al. 2022 |
 | tokens of an update | 0.58 D^0.571, or D / 2,000 | Li et al. 2025, "Step Law"; nanoGPT |
 | AdamW's rates | as at width 128, times (128 / width)^0.5 | nanochat's muP-like rule |
 | Muon's rate | the same at every width | Yang et al. 2023 (the spectral condition) |
@@ -24,11 +24,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm.config_model import ModelConfig, n_active_parameters
+from llm.config_model import ModelConfig
 from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig
 from llm.errors import ConfigError
-from llm.sizing import value_parameters
+from llm.sizing import law_parameters
 
 ASPECT_RATIO = 64
 HEAD_DIMS, LEAST_HEADS = (128, 64, 32, 16), 6
@@ -102,12 +102,8 @@ def batch_tokens(tokens: float) -> float:
 
 
 def token_budget(model: ModelConfig) -> int:
-    """Tokens to train a model of this shape on. Raises ConfigError without a `vocab_size`.
-
-    Of experts those count that a token goes to, and value embeddings do not: they are looked up,
-    and there are so many that they would ask for many times the tokens.
-    """
-    return TOKENS_PER_PARAMETER * (n_active_parameters(model) - value_parameters(model))
+    """Tokens to train a model of this shape on. Raises ConfigError without a `vocab_size`."""
+    return TOKENS_PER_PARAMETER * law_parameters(model)
 
 
 def recipe(

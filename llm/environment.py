@@ -98,7 +98,10 @@ def _mode(config: TrainConfig) -> Literal["eager", "compiled", "compiled, recomp
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator that this process draws from: values and tensors."""
+    """The state of every global generator that this process draws from: values and tensors.
+
+    Of CUDA's generators that is the one of its own device, however many there are.
+    """
     numpy = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),
@@ -111,7 +114,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """The inverse of `rng_state`."""
+    """The inverse of `rng_state`; a GPU's generator is left aside where only one side has one."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])

@@ -34,7 +34,8 @@ GPUS = {
     "a100": _gpu("A100 SXM 80 GB", 312, 80, 2039),
     "a100-40gb": _gpu("A100 SXM 40 GB", 312, 40, 1555),
     "l40s": _gpu("L40S", 362, 48, 864),
-    "rtx-4090": _gpu("RTX 4090", 165.2, 24, 1008),  # Ada whitepaper, float32 accumulation.
+    "rtx-5090": _gpu("RTX 5090", 209.5, 32, 1792),  # Blackwell whitepaper, float32 accumulation.
+    "rtx-4090": _gpu("RTX 4090", 165.2, 24, 1008),  # Ada whitepaper, likewise.
     "l4": _gpu("L4", 121, 24, 300),
     "rtx-3090": _gpu("RTX 3090", 71, 24, 936),  # Ampere GA102 whitepaper, likewise.
 }
@@ -59,5 +60,7 @@ def find_gpu(name: str) -> Gpu:
             raise ConfigError(f"{name!r} is no device: expected TFLOPS:GB:GB/s, as in 0.38:16:20")
         return _gpu(name, tflops, gigabytes, gb_per_second)
     nearest = difflib.get_close_matches(key, GPUS, 1, 0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(GPUS)}"
-    raise ConfigError(f"no GPU {name!r} is known; {hint}")
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(GPUS)}."
+    raise ConfigError(
+        f"no GPU {name!r} is known; {hint} Any other is given as TFLOPS:GB:GB/s, as in 0.38:16:20"
+    )

@@ -18,6 +18,7 @@ from torch.distributed.run import parse_args, run
 from llm import process, train
 from llm.config_train import TrainConfig
 from llm.errors import LoamError
+from llm.parallel import check_share
 
 STOP_WITHIN_S = 100
 """Seconds the workers have to save and leave. Less than whoever stops this process waits."""
@@ -27,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     """As `llm.train.main`: 0 when complete, 75 when stopped, 2 when it cannot run."""
     options = process.parse_arguments(arguments)
     try:
-        n_processes = processes(process.read_spec(options.spec).train)
+        config = process.read_spec(options.spec).train
+        n_processes = processes(config)
+        check_share(config.batch_size, n_processes)
     except LoamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

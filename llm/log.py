@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import psutil
 import torch
@@ -42,7 +44,7 @@ class Log:
     def __enter__(self) -> Log:
         self._opened.enter_context(self._display)
         for writer in self._writers:
-            self._opened.callback(writer.close)
+            self._opened.callback(self._try, writer.close)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,7 +83,14 @@ class Log:
             self._metrics.append(row)
             self._display.update(row)
         for writer in self._writers:
-            writer.write(row)
+            self._try(partial(writer.write, row))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        """Another program may be out of reach, which is said and no reason to stop a run."""
+        try:
+            act()
+        except Exception as error:
+            self.say(f"train.log_to: {type(error).__name__}: {error}")
 
     def close_segment(self, step: int) -> None:
         """Makes every row so far durable; the next segment begins after `step`."""

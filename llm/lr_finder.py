@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m llm.lr_finder",
         description="Finds what to multiply the rates of train.optim with.",
     )
-    parser.add_argument("spec", help="path or URL of a run's spec, a JSON file")
+    parser.add_argument("spec", help="path or URL of a run's spec or its run.json")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps to take ({STEPS})")
     parser.add_argument(
         "--from", type=float, default=LOWEST, dest="lowest", help=f"first factor ({LOWEST})"

@@ -136,9 +136,8 @@ def barrier() -> None:
         any_rank(False)
 
 
-def check_share(batch_size: int, world: World) -> None:
-    """Raises ConfigError unless the ranks can share the windows of a micro-batch evenly."""
-    n = world.world_size
+def check_share(batch_size: int, n: int) -> None:
+    """Raises ConfigError unless n ranks can share the windows of a micro-batch evenly."""
     if batch_size % n:
         raise ConfigError(
             f"train.batch_size is {batch_size}, which {n} processes cannot share evenly: the next "

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import psutil
@@ -23,7 +23,7 @@ from llm.config_train import TrainSpec
 from llm.environment import Environment, begin
 from llm.errors import ConfigError
 from llm.inputs import Inputs, micro_batches, open_inputs
-from llm.parallel import World
+from llm.parallel import World, check_share, kind_of
 from llm.run_state import fresh
 from llm.settling import expected_memory, largest, settle
 from llm.sizing import FLOAT32, USABLE, embedding_parameters
@@ -61,20 +61,24 @@ class Preflight:
     n_parameters: int
     memory_bytes: int
     checkpoint_bytes: int
-    seconds_per_step: float
-    minutes: float
+    seconds_per_step: float | None
+    """None without a rehearsal."""
+    minutes: float | None
 
 
-def preflight(spec: TrainSpec) -> Preflight:
-    """Looks at everything a run needs, and takes a few of its steps on a copy.
+def preflight(spec: TrainSpec, n_processes: int = 1) -> Preflight:
+    """Looks at everything a run of so many processes needs, and takes a few steps on a copy: those
+    of the first process, with its share of the windows.
 
-    Writes `preflight.json` beside the run. Raises ConfigError with every finding that is an error;
-    the rehearsal is left out when there is one already.
+    Writes `preflight.json` beside the run. Raises ConfigError with every finding that is an error.
+    The rehearsal is left out when there is one already, and where no process holds the whole model.
     """
     environment = begin(spec.train)
+    world = World(0, n_processes, torch.device(environment.device))
+    check_share(spec.train.batch_size, n_processes)
     inputs = open_inputs(spec)
     state_bytes = _state_bytes(spec, inputs.model_config)
-    memory_bytes, memory = _memory(spec, inputs, environment)
+    memory_bytes, memory = _memory(spec, inputs, environment, world)
     findings = [
         _vocabulary(inputs),
         *_data(spec, inputs),
@@ -82,15 +86,19 @@ def preflight(spec: TrainSpec) -> Preflight:
         _disk(spec, state_bytes),
     ]
     _refuse_errors(findings)
-    losses, seconds = rehearse(spec, inputs, environment)
-    findings += [_first_loss(losses, inputs.model_config), _pace(spec, seconds)]
+    seconds = None
+    if kind_of(spec.train.parallel, n_processes) == "fsdp2":
+        findings.append(Finding("rehearsal", "ok", "none: no process holds the whole model"))
+    else:
+        losses, seconds = rehearse(spec, inputs, environment, world)
+        findings += [_first_loss(losses, inputs.model_config), _pace(spec, seconds)]
     found = Preflight(
         findings=tuple(findings),
         n_parameters=n_parameters(inputs.model_config),
         memory_bytes=memory_bytes,
         checkpoint_bytes=state_bytes,
         seconds_per_step=seconds,
-        minutes=seconds * spec.train.steps / 60,
+        minutes=None if seconds is None else seconds * spec.train.steps / 60,
     )
     body = json.dumps(asdict(found), indent=1) + "\n"
     files.put(f"{spec.run_url}/preflight.json", body.encode())
@@ -99,10 +107,10 @@ def preflight(spec: TrainSpec) -> Preflight:
 
 
 def rehearse(
-    spec: TrainSpec, inputs: Inputs, environment: Environment
+    spec: TrainSpec, inputs: Inputs, environment: Environment, world: World
 ) -> tuple[list[float], float]:
-    """Losses of the first steps of the run, and the seconds that a later step takes."""
-    world = World.single(environment.device)
+    """Losses of the first steps on this process's windows, and the seconds that a later one takes;
+    without the other processes."""
     run = fresh(inputs.model_config, spec.train, environment)
     size, environment = settle(run, spec, inputs, environment, world)
     losses, seconds = [], []
@@ -156,9 +164,12 @@ def _data(spec: TrainSpec, inputs: Inputs) -> list[Finding]:
     ]
 
 
-def _memory(spec: TrainSpec, inputs: Inputs, environment: Environment) -> tuple[int, Finding]:
-    """Bytes that the run takes, with the micro-batches it would choose, and whether they are
+def _memory(
+    spec: TrainSpec, inputs: Inputs, environment: Environment, world: World
+) -> tuple[int, Finding]:
+    """Bytes that a process takes, with the micro-batches it would choose, and whether they are
     there."""
+    environment = replace(environment, world_size=world.world_size)
     if environment.device == "cuda":
         available, _ = torch.cuda.mem_get_info()
     else:
@@ -169,7 +180,8 @@ def _memory(spec: TrainSpec, inputs: Inputs, environment: Environment) -> tuple[
 
     size, auto = spec.train.micro_batch_size, spec.train.micro_batch_size == "auto"
     if size == "auto":
-        size = largest(spec.train.batch_size, lambda size: needed(size) <= USABLE * available)
+        share = spec.train.batch_size // world.world_size
+        size = largest(share, lambda size: needed(size) <= USABLE * available)
     bytes_ = round(needed(size))
     facts = (
         f"about {bytes_ / MIB:,.0f} MiB needed for {size} windows at a time, "

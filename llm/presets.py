@@ -1,4 +1,4 @@
-"""Shapes by name, from one million to eight billion parameters. No torch here.
+"""Shapes by name, from one million to eight billion parameters, and a mixture. No torch here.
 
 Published shapes carry the count of their model card or paper, which the tests hold them to; the
 small ones are ours, for what the published ones begin above. Context lengths are those of the main
@@ -79,16 +79,26 @@ PRESETS = {
         _llama(128256, 8192, 32, 4096, 32, 8, 14336, rope_theta=500000.0),
         8_030_261_248, "Grattafiori et al. 2024",
     ),
+    "qwen3-30b-a3b": Preset(
+        ModelConfig(
+            vocab_size=151936, context_length=4096, n_layers=48, d_model=2048, n_heads=32,
+            n_kv_heads=4, head_dim=128, n_experts=128, n_experts_per_token=8, d_ff=768,
+            qk_norm=True, rope_theta=1e6, norm_eps=1e-6,
+        ),
+        30_532_122_624, "Yang et al. 2025",
+    ),
 }  # fmt: skip
 """By name, from small to large."""
 
 NEAR = 1 / 8
-"""A count within this share of a preset's means that preset: 7B is Llama 2's 6.7."""
+"""A count within this share of a preset's means that preset: 7B is Llama 2's 6.7. Not a mixture's,
+which has two counts."""
 
 
 def nearest_preset(parameters: float) -> str | None:
     """The name of the preset whose count is nearest, if it is within `NEAR` of `parameters`."""
-    name = min(PRESETS, key=lambda one: abs(PRESETS[one].parameters - parameters))
+    dense = [name for name, one in PRESETS.items() if not one.config.n_experts]
+    name = min(dense, key=lambda one: abs(PRESETS[one].parameters - parameters))
     return name if abs(PRESETS[name].parameters / parameters - 1) <= NEAR else None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import threading
 
-import pydantic
+from pydantic import ValidationError
 
 from llm import files
 from llm.config_train import TrainSpec
@@ -23,7 +24,7 @@ class Interrupted(LoamError):
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llm.train", description="Trains a model.")
-    parser.add_argument("spec", help="path or URL of the run's spec, a JSON file")
+    parser.add_argument("spec", help="path or URL of the run's spec or its run.json")
     parser.add_argument(
         "--stop-at-eof",
         action="store_true",
@@ -33,13 +34,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_spec(url: str) -> TrainSpec:
-    """The spec at a path or URL. Raises ConfigError naming the key that is wrong."""
+    """The spec at a path or URL, or that of the run whose `run.json` lies there.
+
+    Raises ConfigError naming the key that is wrong.
+    """
     try:
-        return TrainSpec.model_validate_json(files.read_bytes(url))
+        body = json.loads(files.read_bytes(url))
+        is_run = isinstance(body, dict) and "spec" in body
+        return TrainSpec.model_validate_json(json.dumps(body["spec"] if is_run else body))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no spec at {url}") from error
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{url}: {error}") from error
+    except ValidationError as error:
+        wrong = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        lines = [f"{key or 'the spec'}: {message}" for key, message in wrong]
+        raise ConfigError(f"{url}: " + "; ".join(lines)) from error
+    except ValueError as error:
+        raise ConfigError(f"{url}: not JSON: {error}") from error
 
 
 def stop_when_asked(at_eof: bool) -> threading.Event:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 from llm import files
 from llm.config_model import ModelConfig, n_parameters
 from llm.config_train import TrainConfig, TrainSpec
+from llm.dataset_file import documents_of, read_dataset
 from llm.depth import recipe, shape
 from llm.errors import ConfigError
-from llm.scaling_fit import Point, fit, leave_one_out
+from llm.preflight import MANY_EPOCHS
+from llm.scaling_fit import Point, check_determined, fit, leave_one_out
 from llm.scaling_law import Law
+from llm.sizing import law_parameters
 from llm.tokenizer import Tokenizer
 from llm.train import train
 
@@ -110,7 +114,7 @@ def train_sizes(
 
 
 def _trained(size: Size, model: ModelConfig, result: dict[str, Any]) -> Trained:
-    point = Point(n_parameters(model), result["tokens"], result["validation"]["nats_per_token"])
+    point = Point(law_parameters(model), result["tokens"], result["validation"]["nats_per_token"])
     return Trained(size.depth, model.d_model, point)
 
 
@@ -126,7 +130,7 @@ def scaling(
     """Trains the sizes, fits the law, predicts the next size, and with `check` trains that too.
 
     The prediction is made before the larger run is looked at. Raises DataError where the sizes do
-    not determine a law, ConfigError where the next size is among them.
+    not determine a law, ConfigError where the next size is among them or the dataset is too small.
     """
     if next_size in sizes:
         raise ConfigError(
@@ -134,15 +138,38 @@ def scaling(
             "law is fitted to: predict a larger one"
         )
     vocab_size = Tokenizer.from_bytes(files.read_bytes(base.tokenizer_url)).vocab_size
+    _check_before(base, sizes, next_size, width_per_layer, vocab_size)
     runs = train_sizes(base, sizes, width_per_layer, vocab_size, say)
     points = [run.point for run in runs]
     law = fit(points)
     spec = spec_of(base, next_size, width_per_layer, vocab_size)
     per_step = spec.train.batch_size * spec.train.accumulation_steps * spec.model.context_length
-    prediction = predict(law, points, n_parameters(spec.model), spec.train.steps * per_step)
+    prediction = predict(law, points, law_parameters(spec.model), spec.train.steps * per_step)
     say(f"the law predicts {prediction.loss:.4f} for depth {next_size.depth}")
     trained = train_sizes(base, [next_size], width_per_layer, vocab_size, say)[0] if check else None
     return Scaling(tuple(runs), law, prediction, trained)
+
+
+def _check_before(
+    base: TrainSpec, sizes: Sequence[Size], next_size: Size, width_per_layer: int, vocab_size: int
+) -> None:
+    """Raises, before anything is trained, where there could be no law, or not one of fresh data."""
+    models = [spec_of(base, size, width_per_layer, vocab_size).model for size in sizes]
+    check_determined(
+        [
+            Point(law_parameters(model), size.tokens, math.nan)
+            for model, size in zip(models, sizes, strict=True)
+        ]
+    )
+    body = read_dataset(base.dataset_url)
+    documents, _ = documents_of(body, "train", base.dataset_url, base.base_url)
+    most = max(size.tokens for size in [*sizes, next_size])
+    if most > MANY_EPOCHS * documents.n_tokens:
+        raise ConfigError(
+            f"{most:,} tokens are {most / documents.n_tokens:,.0f} passes over the dataset's "
+            f"{documents.n_tokens:,}, and what is repeated so often teaches less than the law says "
+            f"(Muennighoff et al. 2023): give {MANY_EPOCHS * documents.n_tokens:,} at most"
+        )
 
 
 def predict(law: Law, points: Sequence[Point], parameters: int, tokens: int) -> Prediction:

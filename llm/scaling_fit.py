@@ -28,7 +28,8 @@ _STARTS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """What a run came to: parameters, tokens it learnt from, nats per token of validation."""
+    """What a run came to: parameters that count (`llm.sizing.law_parameters`), tokens it learnt
+    from, nats per token of validation."""
 
     parameters: int
     tokens: int
@@ -37,14 +38,20 @@ class Point:
 
 def fit(points: Sequence[Point]) -> Law:
     """The law nearest to the points. Raises DataError where they do not determine one."""
-    if not _determine(points) or len(points) < LEAST_RUNS:
-        raise DataError(
-            f"{len(points)} runs of {len({p.parameters for p in points})} sizes over "
-            f"{len({p.tokens for p in points})} numbers of tokens do not determine a law of five "
-            f"numbers: train at least {LEAST_RUNS} runs, of several of both"
-        )
+    check_determined(points)
     polished = [_polish(start, points) for start in _starts(points)]
     return min(polished, key=lambda found: found[0])[1]
+
+
+def check_determined(points: Sequence[Point]) -> None:
+    """Raises DataError where runs of these parameters and tokens do not determine a law."""
+    if not _determine(points) or len(points) < LEAST_RUNS:
+        raise DataError(
+            f"a law of five numbers takes at least {LEAST_RUNS} runs, of several sizes and several "
+            f"numbers of tokens; found: runs {len(points)}, sizes "
+            f"{len({p.parameters for p in points})}, numbers of tokens "
+            f"{len({p.tokens for p in points})}"
+        )
 
 
 def leave_one_out(law: Law, points: Sequence[Point]) -> list[Law]:

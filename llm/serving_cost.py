@@ -1,7 +1,8 @@
 """What serving a model takes, from its shape alone: the other half of what a model costs.
 
 A decoded token reads every weight and its sequence's KV cache once, and costs 2 N operations; it
-takes as long as the slower of the two (Pope et al. 2022, section 2). No torch here.
+takes as long as the slower of the two (Pope et al. 2022, section 2). Of experts those are read that
+some sequence's token goes to. No torch here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llm.config_model import ModelConfig, n_parameters
+from llm.config_model import ModelConfig, n_active_parameters, n_parameters
 from llm.gpus import Gpu
 from llm.sizing import USABLE, forward_flops_per_token
 
@@ -55,6 +56,14 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_number: float) -> float:
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_number
 
 
+def read_parameters(config: ModelConfig, n_tokens: int) -> float:
+    """Parameters read to decode a token of each of so many sequences, all experts being as likely
+    to be chosen as the others."""
+    total, share = n_parameters(config), config.n_experts_per_token / max(1, config.n_experts)
+    in_experts = (total - n_active_parameters(config)) / (1 - share) if share < 1 else 0.0
+    return total - in_experts * (1 - share) ** n_tokens
+
+
 def decoding(config: ModelConfig, gpu: Gpu, precision: str = "bfloat16") -> Decoding:
     """How a model is decoded on as few devices as hold it and one sequence of full context."""
     per_weight, per_number = PRECISIONS[precision]
@@ -68,7 +77,10 @@ def decoding(config: ModelConfig, gpu: Gpu, precision: str = "bfloat16") -> Deco
     def rate(n: int) -> float:
         # On average a sequence is half as long as it may get.
         attended = config.context_length / 2
-        read = (weights + n * kv * attended) / (devices * gpu.bandwidth * BANDWIDTH_USED)
+        parameters = read_parameters(config, n)
+        read = (parameters * per_weight + n * kv * attended) / (
+            devices * gpu.bandwidth * BANDWIDTH_USED
+        )
         flops = n * forward_flops_per_token(config, attended)
         return n / max(read, flops / (devices * gpu.flops * COMPUTE_USED))
 

@@ -37,6 +37,15 @@ def value_parameters(config: ModelConfig) -> int:
     return len(config.value_layers) * config.vocab_size * config.n_kv_heads * config.head_dim
 
 
+def law_parameters(config: ModelConfig) -> int:
+    """Parameters that tokens and losses are reckoned by: those that a token meets.
+
+    Of experts those count that it goes to (as in Ludziejewski et al. 2025), and value embeddings do
+    not: they are looked up, and there are so many that they would ask for many times the tokens.
+    """
+    return n_active_parameters(config) - value_parameters(config)
+
+
 def multiplied_parameters(config: ModelConfig) -> int:
     """Parameters that a token is multiplied by: those of the blocks, without the experts it does
     not go to, and the output layer, but no embedding that is only looked up."""
@@ -87,13 +96,14 @@ def training_memory(
     """Memory of each of `n_devices`, among which weights, gradients and optimizer are split
     (ZeRO stage 3, Rajbhandari et al. 2020), for micro-batches of `batch_size` windows on each.
 
-    Weights and gradients are float32. In bfloat16 autocast keeps a copy of the matrices from the
-    forward to the backward pass. AdamW keeps two numbers for each weight, Muon one for each in the
-    blocks' matrices.
+    Weights and gradients are float32. In bfloat16 autocast keeps a copy of the matrices, of all
+    experts too, from the forward to the backward pass. AdamW keeps two numbers for each weight,
+    Muon one for each in the blocks' matrices.
     """
     total = n_parameters(config)
     with_muon = total - embedding_parameters(config) if optimizer == "muon" else 0
-    copies = BFLOAT16 * multiplied_parameters(config) if dtype == "bfloat16" else 0
+    idle = total - n_active_parameters(config)
+    copies = BFLOAT16 * (multiplied_parameters(config) + idle) if dtype == "bfloat16" else 0
     return Memory(
         weights=(FLOAT32 * total + copies) / n_devices,
         gradients=FLOAT32 * total / n_devices,

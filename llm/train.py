@@ -107,7 +107,7 @@ def train(spec: TrainSpec, stopped: Callable[[], bool] = lambda: False) -> dict[
     config, environment = spec.train, begin(spec.train)
     world = parallel.begin(environment.device)
     environment = replace(environment, world_size=world.world_size)
-    parallel.check_share(config.batch_size, world)
+    parallel.check_share(config.batch_size, world.world_size)
     with parallel.first_on_each_machine(world):
         inputs = open_inputs(spec)
     declare(spec, inputs, environment)
@@ -211,7 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = read_spec(options.spec)
         if is_main and not files.exists(f"{spec.run_url}/run.json"):
-            for finding in preflight(spec).findings:
+            n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+            for finding in preflight(spec, n_processes).findings:
                 print(finding, file=sys.stderr)
         train(spec, stop.is_set)
     except Interrupted as pause:

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from llm import files
 from llm.errors import DataError
+from llm.progress import tally
 from tasks.crawling.erasing import Wanted, erase_records
 from tasks.crawling.urls import canonical_url
 from tasks.planting import CANARIES
-from tasks.progress import tally
 from tasks.split import HELDOUT
 from tasks.store.lease import Lease, alone
 from tasks.store.reach import ERASED, object_name

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from llm import files
 from llm.errors import DataError
+from llm.progress import tally
 from tasks.card import read_card
-from tasks.progress import tally
 from tasks.store.corpus import live_rows, open_corpus
 from tasks.store.schema import DOCUMENTS, LABELS
 from tasks.store.store import Store

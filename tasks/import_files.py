@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm.errors import ConfigError, DataError
+from llm.progress import tally
 from tasks.erase import erased_list, take_out_of_file, without_erased
 from tasks.importing.files import OPTIONS, FileRef, explained, read_files
 from tasks.importing.rows import LIBRARIES, format_of, read_file
-from tasks.progress import tally
 from tasks.snapshot import Ingest, append, check_losses, live_index, shards_of, touch
 from tasks.sources import ImportSource
 from tasks.store.records import Manifest, ObjectRef

@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from llm.errors import DataError, StorageError
 from llm.files import NO_ROOM
+from llm.progress import tally
 from tasks.as_task import as_task
 from tasks.crawling.config import CrawlConfig
 from tasks.import_files import file_marks, import_files
 from tasks.importing.files import read_files
 from tasks.journal import StoreJournal, open_session
 from tasks.payloads import PayloadReader
-from tasks.progress import tally
 from tasks.snapshot import (
     Ingest,
     append,

@@ -11,8 +11,8 @@ from typing import Any
 
 from llm import files
 from llm.errors import DataError
+from llm.progress import tally
 from tasks import registry
-from tasks.progress import tally
 from tasks.store.executors import run_all
 from tasks.store.records import (
     Erased,

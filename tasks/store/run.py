@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from llm.errors import ConfigError, LoamError
-from tasks.progress import tally
+from llm.progress import tally
 from tasks.store.executors import InlineExecutor, run_all
 from tasks.store.fingerprint import canonical, differences, fingerprint
 from tasks.store.lease import Lease

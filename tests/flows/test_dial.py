@@ -41,6 +41,12 @@ def test_a_config_without_depth_is_as_it_was() -> None:
     assert plain.model.d_model == 384
 
 
+def test_the_schema_that_a_form_is_made_of_has_the_dial() -> None:
+    sections = PipelineConfig.model_json_schema()["$defs"]
+    assert sections["ModelConfig"]["properties"]["depth"]["type"] == "integer"
+    assert sections["TrainConfig"]["properties"]["tokens"]["minimum"] == 1
+
+
 def test_tokens_take_the_place_of_steps() -> None:
     config = parsed({"depth": 4}, train={"tokens": 10_000_000})
     train, model = config.train, config.model
@@ -54,6 +60,7 @@ def test_tokens_take_the_place_of_steps() -> None:
     [
         ({"depth": 0}, {}, "model.depth is 0: expected a whole number"),
         ({"depth": "deep"}, {}, "model.depth is 'deep'"),
+        ({"depth": 8, "n_layers": 6}, {}, "leave out n_layers"),
         ({"dept": 8}, {}, "unknown key 'model.dept'; did you mean 'depth'?"),
         ({"depth": 8, "d_modl": 3}, {}, "did you mean 'd_model'?"),
         ({"depth": 4, "n_heads": 3}, {}, "my.toml: model: "),

@@ -2,8 +2,9 @@
 
 python -m tests.llm.killed_run SPEC.json WHAT N
 
-WHAT is `micro_batch` (the N-th forward pass of this process, counted from 1), or `write` (the N-th
-file that a checkpoint's thread writes), and the kill is SIGKILL, before that is done.
+WHAT is `micro_batch` (the N-th forward pass of this process, counted from 1), or what is done to a
+checkpoint's files for the N-th time: `put` (a file that an index names), `create` (an index) or
+`delete`. The kill is SIGKILL, before that is done.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from llm import checkpoint_writer, train
+from llm import files, train
 from llm.parallel import Wrapped
 
 what, number = sys.argv[2], int(sys.argv[3])
@@ -35,14 +36,14 @@ if what == "micro_batch":
 
     Wrapped.micro_batch = micro_batch_or_die  # type: ignore[method-assign]
 else:
-    put = checkpoint_writer.files.put
+    done = getattr(files, what)
 
-    def put_or_die(url: str, body: bytes) -> Any:
+    def done_or_dead(url: str, *rest: Any) -> Any:
         if "/checkpoints/" in url:
             die_at_last()
-        return put(url, body)
+        return done(url, *rest)
 
-    checkpoint_writer.files.put = put_or_die
+    setattr(files, what, done_or_dead)
 
 
 if __name__ == "__main__":

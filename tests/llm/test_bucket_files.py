@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm import files
+from llm import files, progress
 from llm.bucket_files import BucketFiles, open_buckets
 from llm.buckets import lay_out
 from llm.config_data import DataConfig
@@ -128,6 +129,20 @@ def test_a_killed_writer_goes_on_and_ends_with_the_same_files(tmp_path: Path, mo
         for name in ("whole", "killed")
     ]
     assert contents[0] == contents[1]
+
+
+def test_writing_buckets_tells_how_far_it_is_and_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
+    documents = three_sources()
+    n = f"{sum(len(d.tokens) for d in documents):,}"
+    streamed(tmp_path, documents, str(tmp_path / "buckets"), MODES[2])
+    lines = capsys.readouterr().err.splitlines()
+    for label in ("tokens by bucket", "bucket files"):
+        told = [line for line in lines if line.startswith(f"{label}: ")]
+        assert len(told) > 3
+        assert re.fullmatch(rf"{label}: {n} of {n} tokens, [0-9,.]+/s", told[-1])
 
 
 def test_what_is_in_memory_while_buckets_are_written_is_bounded(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.budget import Budget, depth_for, dialled, nearest_depth, sizes, tokens_for, training
-from llm.config_model import n_parameters
+from llm.config_model import n_active_parameters, n_parameters
 from llm.errors import ConfigError
 from llm.gpus import GPUS
 from llm.presets import PRESETS
@@ -65,6 +65,16 @@ def test_a_budget_for_nothing_says_so() -> None:
 @pytest.mark.parametrize("depth", [1, 4, 9, 20, 40])
 def test_a_count_finds_the_depth_it_came_from(depth: int) -> None:
     assert nearest_depth(n_parameters(dialled(depth, 32768, 1024)), 32768, 1024) == depth
+
+
+def test_a_mixture_learns_20_tokens_for_each_parameter_that_a_token_meets() -> None:
+    mixture = PRESETS["qwen3-30b-a3b"].config
+    made = sizes("x", mixture, Budget(H100))
+    assert made.parameters == n_parameters(mixture)
+    assert made.active_parameters == n_active_parameters(mixture)
+    assert made.asked.tokens == 20 * n_active_parameters(mixture)
+    assert made.asked.tokens_per_parameter == 20
+    assert made.asked.times_least < 1.1  # Chinchilla's law finds that length near its best.
 
 
 def test_training_on_more_than_is_best_costs_loss_for_its_compute() -> None:

@@ -33,6 +33,17 @@ def test_generators_go_on_from_where_they_were_saved() -> None:
     assert [drawn() for _ in range(3)] == expected
 
 
+def test_generators_of_a_gpu_are_left_aside_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    begin(TrainConfig(device="cpu", threads=1))
+    state = rng_state() | {"cuda": torch.zeros(16, dtype=torch.uint8)}
+    expected = drawn()
+    set_rng_state(state)
+    assert drawn() == expected
+
+
 def test_the_same_seed_begins_with_the_same_draws() -> None:
     found = []
     for seed in (1, 1, 2):

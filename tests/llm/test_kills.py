@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm import checkpoint
 from llm.config_train import TrainSpec
 from llm.train import train
 from tests.llm.small_runs import MODEL, small_spec, told, torch_settings_kept
@@ -77,11 +78,24 @@ def test_a_kill_in_the_middle_of_an_accumulation_and_at_an_epochs_end_changes_no
     assert told(spec) == told(expected)
 
 
-def test_a_kill_during_a_checkpoint_changes_nothing(tmp_path: Path) -> None:
+AMONG_ITS_FILES, BEFORE_ITS_INDEX = ("put", 7), ("create", 2)
+"""In the second checkpoint: each has four files and an index."""
+AMONG_THOSE_THAT_GO = ("delete", 5)
+"""The third checkpoint removes the first: its index, then its files. Before that, each of the three
+has withdrawn what index might have been there."""
+
+
+@pytest.mark.parametrize(
+    "where, committed",
+    [(AMONG_ITS_FILES, {7}), (BEFORE_ITS_INDEX, {7}), (AMONG_THOSE_THAT_GO, {14, 21})],
+)
+def test_a_kill_during_a_checkpoint_changes_nothing(
+    tmp_path: Path, where: tuple[str, int], committed: set[int]
+) -> None:
     expected, spec = with_dropout(tmp_path / "a"), with_dropout(tmp_path / "b")
     train(expected)
-    said = killed(spec, tmp_path, "write", 8)  # Five or so files are a checkpoint.
-    assert "resumed" not in said
+    killed(spec, tmp_path, *where)
+    assert checkpoint.committed(spec.run_url) == committed
     train(spec)
     assert told(spec) == told(expected)
 
@@ -98,26 +112,35 @@ def test_many_kills_at_random_change_nothing(tmp_path: Path, optimizer: str, dty
         first = i == 0
         number = draw.randrange(in_step(1) if first else 1, in_step(12) if first else 24)
         killed(spec, tmp_path, "micro_batch", number)
-    killed(spec, tmp_path, "write", draw.randrange(1, 6))
+    killed(spec, tmp_path, "put", draw.randrange(1, 6))
     train(spec)
     assert told(spec) == told(expected)
 
 
+# One more micro-batch in each process: whether it compiles is tried.
+COMPILED = in_step(LAST_STEP_OF_EPOCH, 3) + 2
+
+
 @pytest.mark.slow
-def test_a_kill_of_a_compiled_run_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [("micro_batch", COMPILED), AMONG_ITS_FILES])
+def test_a_kill_of_a_compiled_run_changes_nothing(tmp_path: Path, where: tuple[str, int]) -> None:
     expected, spec = (with_dropout(tmp_path / name, compile=True) for name in "ab")
     train(expected)
-    # One more micro-batch in each process: whether it compiles is tried.
-    killed(spec, tmp_path, "micro_batch", in_step(LAST_STEP_OF_EPOCH, 3) + 2)
+    killed(spec, tmp_path, *where)
     torch.compiler.reset()
     train(spec)
     assert told(spec) == told(expected)
 
 
-def test_a_kill_of_a_run_in_a_bucket_changes_nothing(tmp_path: Path, s3_root: str) -> None:
+@pytest.mark.parametrize(
+    "where", [("micro_batch", in_step(LAST_STEP_OF_EPOCH, 3)), AMONG_ITS_FILES, BEFORE_ITS_INDEX]
+)
+def test_a_kill_of_a_run_in_a_bucket_changes_nothing(
+    tmp_path: Path, s3_root: str, where: tuple[str, int]
+) -> None:
     expected = with_dropout(tmp_path / "a")
     spec = with_dropout(tmp_path / "b").model_copy(update={"run_url": f"{s3_root}/run"})
     train(expected)
-    killed(spec, tmp_path, "write", 9)
+    killed(spec, tmp_path, *where)
     train(spec)
     assert told(spec) == told(expected)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from llm import checkpoint, files, parallel
 from llm.config_optim import OptimConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.errors import ConfigError
-from llm.launch import processes
+from llm.launch import main, processes
 from llm.metrics import TIMINGS, read_metrics
-from llm.parallel import World
 from llm.train import EX_TEMPFAIL, train
 from tests.llm.small_runs import small_spec, torch_settings_kept
 from tests.llm.test_parallel import torchrun
@@ -154,11 +152,19 @@ def test_a_stopped_run_saves_on_all_processes_and_another_world_goes_on(
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
-    two = replace(World.single(), world_size=2)
-    parallel.check_share(4, two)
+    parallel.check_share(4, 2)
     said = "batch_size is 3, which 2 processes cannot share evenly: the next that they can is 4"
     with pytest.raises(ConfigError, match=said):
-        parallel.check_share(3, two)
+        parallel.check_share(3, 2)
+
+
+def test_the_launcher_refuses_it_before_it_starts_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llm.launch.run", None)
+    (tmp_path / "spec.json").write_text(spec_of(tmp_path, "ddp", processes=3).model_dump_json())
+    assert main([str(tmp_path / "spec.json")]) == 2
+    assert "which 3 processes cannot share evenly" in capsys.readouterr().err
 
 
 def test_a_run_has_as_many_processes_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm.config_model import ModelConfig
-from llm.metrics import TIMINGS, read_metrics
+from llm.metrics import TIMINGS, Row, read_metrics
 from llm.optim import learning_rate_scale
 from llm.sizing import training_flops_per_token
 from llm.train import train
@@ -42,3 +42,21 @@ def test_a_measured_peak_is_not_exceeded_by_much(tmp_path: Path) -> None:
     spec = small_spec(tmp_path)
     train(spec)
     assert all(0 < row["mfu"] < 1.2 for row in read_metrics(spec.run_url))
+
+
+class OutOfReach:
+    def write(self, row: Row) -> None:
+        raise ConnectionError("no route to host")
+
+    def close(self) -> None:
+        raise ConnectionError("no route to host")
+
+
+def test_a_program_that_cannot_be_told_is_named_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train(small_spec(tmp_path / "a"))
+    monkeypatch.setattr("llm.log.open_writers", lambda spec, step: [OutOfReach()])
+    found = train(small_spec(tmp_path / "b"))
+    assert found["weights"]["sha256"] == expected["weights"]["sha256"]
+    assert "train.log_to: ConnectionError: no route to host" in capsys.readouterr().err

@@ -102,6 +102,27 @@ def test_a_machine_with_too_little_memory_is_refused_before_anything_is_built(
         preflight(small_spec(tmp_path))
 
 
+def test_processes_that_share_a_model_are_looked_at_with_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, ddp, fsdp2 = (
+        preflight(small_spec(tmp_path / f"{kind}{n}", parallel=kind), n)
+        for n, kind in ((1, "auto"), (2, "ddp"), (2, "fsdp2"))
+    )
+    assert fsdp2.memory_bytes < ddp.memory_bytes < alone.memory_bytes
+    found = json.loads((tmp_path / "ddp2" / "run" / "micro_batch.json").read_bytes())
+    assert found["windows"] == 2  # Of four, so that the run takes what was rehearsed.
+    assert (levels(fsdp2)["rehearsal"], fsdp2.minutes) == ("ok", None)
+    with pytest.raises(ConfigError, match="3 processes cannot share"):
+        preflight(small_spec(tmp_path / "odd"), 3)
+    # What one process cannot hold, two that shard it can.
+    room = SimpleNamespace(available=(ddp.memory_bytes + fsdp2.memory_bytes) / 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
+    with pytest.raises(ConfigError, match="memory: about"):
+        preflight(small_spec(tmp_path / "c", parallel="ddp", micro_batch_size=2), 2)
+    preflight(small_spec(tmp_path / "d", parallel="fsdp2", micro_batch_size=2), 2)
+
+
 def test_a_disk_without_room_for_the_checkpoints_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

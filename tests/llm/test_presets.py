@@ -32,7 +32,10 @@ def _in_transformers(config: ModelConfig) -> AutoConfig:
             n_head=config.n_heads,
         )
     return AutoConfig.for_model(
-        "qwen3" if config.qk_norm else "llama",
+        "qwen3_moe" if config.n_experts else "qwen3" if config.qk_norm else "llama",
+        moe_intermediate_size=config.d_ff,
+        num_experts=config.n_experts,
+        num_experts_per_tok=config.n_experts_per_token,
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.d_ff,
@@ -55,7 +58,7 @@ def test_presets_go_from_one_million_to_beyond_seven_billion() -> None:
     "parameters, name",
     [(7e9, "llama-2-7b"), (1e9, "tinyllama-1.1b"), (3e9, "llama-3.2-3b"), (8e9, "llama-3-8b"),
      (124e6, "gpt2"), (350e6, "gpt2-medium"), (1e6, "llama-1m"), (1.05e7, "llama-10m"),
-     (3e7, None), (1e11, None)],
+     (3e7, None), (3.05e10, None), (1e11, None)],
 )  # fmt: skip
 def test_a_count_means_the_preset_that_is_near(parameters: float, name: str | None) -> None:
     assert nearest_preset(parameters) == name

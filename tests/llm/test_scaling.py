@@ -8,7 +8,7 @@ from llm import files, scaling
 from llm.config_model import ModelConfig
 from llm.config_train import TrainConfig, TrainSpec
 from llm.data import prepare
-from llm.errors import ConfigError, DataError
+from llm.errors import ConfigError, DataError, LoamError
 from llm.scaling import Size, predict, spec_of
 from llm.scaling_fit import Point, fit
 from llm.scaling_law import Law
@@ -79,6 +79,21 @@ def test_a_law_is_fitted_to_real_runs_and_what_was_trained_is_not_trained_again(
 def test_the_next_size_must_be_new(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="predict a larger one"):
         scaling.scaling(base(tmp_path), SIZES, SIZES[0], width_per_layer=16)
+
+
+@pytest.mark.parametrize(
+    "sizes, next_size, said",
+    [
+        (SIZES[:4], Size(4, 2000), "at least 6 runs.*runs 4, sizes 2, numbers of tokens 2"),
+        (SIZES, Size(4, 10**9), "passes over the dataset's"),
+    ],
+)
+def test_runs_that_give_no_law_are_refused_before_one_is_trained(
+    tmp_path: Path, sizes: list[Size], next_size: Size, said: str
+) -> None:
+    with pytest.raises(LoamError, match=said):
+        scaling.scaling(base(tmp_path), sizes, next_size, width_per_layer=16)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_prediction_lies_within_what_it_says_without_one_run() -> None:

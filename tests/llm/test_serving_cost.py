@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm.config_model import n_active_parameters, n_parameters
 from llm.gpus import GPUS
 from llm.presets import PRESETS
-from llm.serving_cost import PRECISIONS, decoding, kv_bytes_per_token, lifetime
+from llm.serving_cost import PRECISIONS, decoding, kv_bytes_per_token, lifetime, read_parameters
 
 LLAMA_2_7B = PRESETS["llama-2-7b"].config
 
@@ -24,6 +27,20 @@ def test_one_sequence_is_bound_by_reading_the_weights() -> None:
 def test_a_model_larger_than_a_device_is_split() -> None:
     assert decoding(LLAMA_2_7B, GPUS["h100"]).devices == 1
     assert decoding(LLAMA_2_7B, GPUS["rtx-4090"], "float32").devices == 2
+
+
+def test_experts_that_no_token_of_a_batch_goes_to_are_not_read() -> None:
+    mixture = PRESETS["qwen3-30b-a3b"].config
+    assert read_parameters(LLAMA_2_7B, 1) == n_parameters(LLAMA_2_7B)
+    assert read_parameters(mixture, 1) == pytest.approx(n_active_parameters(mixture))
+    assert read_parameters(mixture, 1000) == pytest.approx(n_parameters(mixture))
+    # Draws of 8 of 128 experts for each of 20 tokens, what is not in experts besides.
+    draw, met = random.Random(0), 0
+    for _ in range(1000):
+        met += len({one for _ in range(20) for one in draw.sample(range(128), 8)})
+    expert = 3 * mixture.d_model * mixture.d_ff * mixture.n_layers
+    rest = n_parameters(mixture) - 128 * expert
+    assert read_parameters(mixture, 20) == pytest.approx(rest + expert * met / 1000, rel=0.01)
 
 
 @given(st.sampled_from(sorted(PRESETS)), st.sampled_from(sorted(GPUS)))

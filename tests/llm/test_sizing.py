@@ -21,6 +21,7 @@ from llm.sizing import (
     activation_bytes,
     forward_flops_per_token,
     largest_batch,
+    law_parameters,
     multiplied_parameters,
     training_flops_per_token,
     training_memory,
@@ -55,6 +56,33 @@ def test_an_expert_that_a_token_does_not_go_to_costs_memory_alone() -> None:
     routers = (64 - 4) * few.d_model * few.n_layers
     assert multiplied_parameters(many) == multiplied_parameters(few) + routers
     assert n_parameters(many) > 5 * n_parameters(few)
+
+
+MIXTRAL = ModelConfig(
+    vocab_size=32000, context_length=32768, n_layers=32, d_model=4096, n_heads=32, n_kv_heads=8,
+    n_experts=8, n_experts_per_token=2, d_ff=14336, qk_norm=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config, billions, active",
+    [
+        (PRESETS["qwen3-30b-a3b"].config, 30.5, 3.3),  # Yang et al. 2025, table 2.
+        (MIXTRAL, 46.7, 12.9),  # Jiang et al. 2024, section 2.
+    ],
+)
+def test_a_mixture_is_reckoned_by_what_a_token_meets_and_held_whole(
+    config: ModelConfig, billions: float, active: float
+) -> None:
+    assert n_parameters(config) / 1e9 == pytest.approx(billions, abs=0.05)
+    assert law_parameters(config) / 1e9 == pytest.approx(active, abs=0.06)
+    attention = 12 * config.n_layers * config.n_heads * config.head_dim * config.context_length
+    products = (training_flops_per_token(config) - attention) / 6e9
+    assert products == pytest.approx(active, rel=0.1)  # Less what is only looked up.
+    memory = training_memory(config, 1, optimizer="adamw")
+    looked_up = config.vocab_size * config.d_model
+    assert memory.weights == 6 * n_parameters(config) - 2 * looked_up
+    assert memory.gradients == 4 * n_parameters(config)
 
 
 def test_value_embeddings_are_looked_up() -> None:
