@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ TEXTS = [
     "not",
     "...",
 ]
-PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 
 def export(path: Path, precision: Precision = "f32", **shape: Any) -> Decoder:
@@ -55,23 +53,13 @@ def export(path: Path, precision: Precision = "f32", **shape: Any) -> Decoder:
     return model
 
 
-def python_with_llama_cpp() -> str:
-    """This interpreter, or the peers' of the benchmarks."""
-    if find_spec("xllamacpp"):
-        return sys.executable
-    has = [str(PEERS), "-c", "import xllamacpp"]
-    if PEERS.exists() and subprocess.run(has, check=False, capture_output=True).returncode == 0:
-        return str(PEERS)
-    pytest.skip("needs xllamacpp, here or in .venv-peers")
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_llama_cpp_expects_the_same_next_tokens(shape: dict[str, Any], tmp_path: Path) -> None:
-    python, script = python_with_llama_cpp(), str(Path(__file__).with_name("llama_cpp.py"))
+    script = str(Path(__file__).with_name("llama_cpp.py"))
     model = export(tmp_path / "model.gguf", **shape)
     ids = [[TOKENIZER.eot_id, *map(int, found)] for found in TOKENIZER.encode_batch(TEXTS)]
-    command = [python, script, str(tmp_path / "model.gguf"), json.dumps([*ids, *TEXTS])]
+    command = [sys.executable, script, str(tmp_path / "model.gguf"), json.dumps([*ids, *TEXTS])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert sum(top is not None for top in found) > 6
