@@ -9,12 +9,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows import showing
-from flows.cli_model import find_version, load_version
+from flows.cli_model import find_version
 from flows.cli_options import ConfigPath, Json, StoreUrl, store_at
 from flows.cli_size import Count, CountOrNone
 from flows.showing_sizes import amount
 from flows.trials import CONTEXT_LENGTH, trial_on_pipeline, trial_on_text
 from llm.config_model import ModelConfig
+from tasks.export_model import load_version
 
 if TYPE_CHECKING:
     from llm.ladder.climb import Ladder

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -14,12 +12,9 @@ from flows import showing, showing_text
 from flows.cli_options import Flag, Json, StoreUrl, store_at
 from llm.errors import DataError
 from tasks import registry
+from tasks.export_model import load_version
 from tasks.registry import ModelVersion
 from tasks.store.store import Store
-
-if TYPE_CHECKING:
-    from llm.decoder import Decoder
-    from llm.tokenizer import Tokenizer
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
@@ -102,18 +97,6 @@ def generate(
         showing_text.show_pieces(pieces, n, lambda piece: piece.text, prompt)
     else:
         showing_text.show_pieces(pieces, n, showing_text.shown_logprobs(tokenizer))
-
-
-def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
-    """A registered model and its tokenizer."""
-    from llm.import_huggingface import import_huggingface
-    from llm.tokenizer import Tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ref in version.files.items():
-            (Path(folder) / name).write_bytes(store.read_bytes(ref))
-        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
-        return import_huggingface(Path(folder)), tokenizer
 
 
 def find_version(store: Store, model: str | None) -> ModelVersion:

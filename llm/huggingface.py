@@ -143,7 +143,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         described["rope_scaling"] = rope
     if kind == "qwen3_moe":
         described["intermediate_size"] = config.d_ff
-    return {**described, "attention_dropout": 0.0}
+    return described
 
 
 def our_config(theirs: dict[str, Any], where: str) -> ModelConfig:
