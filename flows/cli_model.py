@@ -23,7 +23,7 @@ NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 def generate(
     *,
     model: str | None = None,
-    prompt: str = "",
+    prompt: tuple[str, ...] = ("",),
     max_new_tokens: AtLeastOne = 200,
     temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.8,
     top_k: NotNegative = 0,
@@ -42,14 +42,15 @@ def generate(
 
     The same model, prompt, settings and seed give the same text.
 
-        loam generate --model quickstart --prompt "class "
-        loam generate --model quickstart@3 --temperature 0 --max-new-tokens 50
-        loam generate --prompt "def " --min-p 0.05 --repetition-penalty 1.1 --stop "\\n\\n" --int8
+        loam generate --model quickstart --prompt "class"
+        loam generate --model quickstart@3 --prompt "Return" --prompt "The list" --temperature 0
+        loam generate --prompt "def" --min-p 0.05 --repetition-penalty 1.1 --stop "\\n\\n" --int8
 
     Args:
         model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
             where the store has only one.
-        prompt: What the text begins with; without one a new document begins.
+        prompt: What the text begins with; without one a new document begins. May be given again
+            for another text. A word goes with the space before it: end in none.
         max_new_tokens: Tokens to add at most.
         temperature: 0 takes the likeliest token, 1 draws from the model's own probabilities.
         top_k: Draw from the k likeliest tokens; 0 from all.
@@ -58,7 +59,7 @@ def generate(
         repetition_penalty: Above 1, tokens that the text has already become less likely.
         stop: End the text before this string, in which \\n is a new line; may be given again.
         seed: The same seed gives the same text; the n-th text has seed + n.
-        n: How many texts.
+        n: How many texts of each prompt.
         int8: Hold the weights in 8 bits: less memory, more tokens a second, a slightly other model.
         logprobs: Instead of the text, list its tokens with their log-probabilities in the model,
             and this many likeliest tokens in the place of each.
@@ -83,20 +84,22 @@ def generate(
         stop=tuple(one.replace("\\n", "\n") for one in stop),
         logprobs=logprobs,
     )
-    each = [settings.model_copy(update={"seed": seed + index}) for index in range(n)]
-    start = prompt_tokens(tokenizer, prompt)
+    begins = [text for text in prompt for _ in range(n)]
+    each = [settings.model_copy(update={"seed": seed + index}) for index in range(n)] * len(prompt)
+    starts = [prompt_tokens(tokenizer, text) for text in begins]
     writer = int8_model(loaded) if int8 else loaded
     if json:
-        made = generate_all(writer, [start] * n, each, tokenizer)
-        about = {"model": version.name, "version": version.version, "prompt": prompt}
-        found = showing_text.described(made, tokenizer)
-        showing.say_json(about | found | {"texts": [prompt + text for text in found["texts"]]})
+        found = showing_text.described(generate_all(writer, starts, each, tokenizer), tokenizer)
+        texts = [text + more for text, more in zip(begins, found["texts"], strict=True)]
+        about = {"model": version.name, "version": version.version, "prompts": begins}
+        showing.say_json(about | found | {"texts": texts})
         return
-    pieces = stream(writer, [start] * n, each, tokenizer)
+    pieces = stream(writer, starts, each, tokenizer)
     if logprobs is None:
-        showing_text.show_pieces(pieces, n, lambda piece: piece.text, prompt)
+        showing_text.show_pieces(pieces, begins, lambda piece: piece.text)
     else:
-        showing_text.show_pieces(pieces, n, showing_text.shown_logprobs(tokenizer))
+        shown = showing_text.shown_logprobs(tokenizer)
+        showing_text.show_pieces(pieces, [""] * len(begins), shown)
 
 
 def find_version(store: Store, model: str | None) -> ModelVersion:

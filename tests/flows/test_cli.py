@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flows import cli
+from flows.showing import printable
 from tasks.store.rows import document_id
 from tests.flows.grown import EMAIL, REPOSITORY, Grown
 
@@ -389,6 +390,17 @@ def test_generate_is_the_same_for_the_same_seed(grown: Grown, loam: Loam) -> Non
     assert all(text.startswith("The ") for text in first["texts"])
     (second,) = as_json(loam, *arguments[:-1], "1", "--seed", "6")["texts"]
     assert second == first["texts"][1]
+
+
+def test_several_prompts_get_what_each_gets_alone(grown: Grown, loam: Loam) -> None:
+    arguments = ("generate", "--max-new-tokens", "6", "--n", "2")
+    prompts = ("--prompt", "The river", "--prompt", "A stone of the")
+    both = as_json(loam, *arguments, *prompts)
+    assert both["prompts"] == ["The river"] * 2 + ["A stone of the"] * 2
+    alone = [as_json(loam, *arguments, *prompts[at : at + 2])["texts"] for at in (0, 2)]
+    assert both["texts"] == alone[0] + alone[1]
+    code, out, _ = loam(*arguments, *prompts)
+    assert (code, out) == (0, printable("\n\n---\n\n".join(both["texts"])) + "\n")
 
 
 def test_models_tells_aliases_and_verdict_and_promotes_by_hand(
