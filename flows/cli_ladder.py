@@ -15,6 +15,7 @@ from flows.cli_size import Count, CountOrNone
 from flows.showing_sizes import amount
 from flows.trials import CONTEXT_LENGTH, trial_on_pipeline, trial_on_text
 from llm.config_model import ModelConfig
+from llm.errors import ConfigError
 from tasks.export_model import load_version
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def ladder(
         store: Another place for the artifacts than the config's store.root.
         json: Print the figures as JSON.
     """
+    if config is not None and text is not None:
+        raise ConfigError(f"both {config} and --text {text} are given: climb on one of them")
     from llm.ladder.climb import climb
 
     if text is not None:

@@ -71,6 +71,8 @@ def write_text_dataset(
 
 
 def _read(url: str) -> str:
+    if not url:
+        raise DataError("the name of the text is empty: give that of a file")
     try:
         body = files.read_bytes(url)
         return (gzip.decompress(body) if url.endswith(".gz") else body).decode()

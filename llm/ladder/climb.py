@@ -30,6 +30,9 @@ from llm.parallel import World, Wrapped
 from llm.run_state import Run
 from llm.train import update
 
+TELL_EVERY_S = 30.0
+"""How long a rung may train before it says how far it is, again and again."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -94,7 +97,8 @@ def climb(spec: TrainSpec, sample_tokens: int, say: Callable[[str], None]) -> La
     The other rungs take their widths from that model's, and each the rates that suit it. Equal
     specs give equal results, in one environment class, but for the seconds.
 
-    Raises ConfigError for a vocabulary that is too large for a bigram's table.
+    `say` is told which rung is trained, and while it takes long how far it is. Raises ConfigError
+    for a vocabulary that is too large for a bigram's table.
     """
     environment, inputs = begin(spec.train), open_inputs(spec)
     check_table(_vocab_size(inputs))
@@ -103,7 +107,7 @@ def climb(spec: TrainSpec, sample_tokens: int, say: Callable[[str], None]) -> La
     for number, kind in enumerate(LADDER, 1):
         say(f"rung {number} of {len(LADDER)}: {kind.name}")
         below = rungs[-1].validation if rungs else unigram
-        rungs.append(_climb(kind, inputs, spec.train, environment, below, sample_tokens))
+        rungs.append(_climb(kind, inputs, spec.train, environment, below, sample_tokens, say))
     return Ladder(unigram, tuple(rungs))
 
 
@@ -114,11 +118,12 @@ def _climb(
     environment: Environment,
     below: Evaluation,
     sample_tokens: int,
+    say: Callable[[str], None],
 ) -> Climbed:
     began = time.perf_counter()
     model = kind.build(inputs, config.seed).to(environment.device)
     counted = not any(parameter.requires_grad for parameter in model.parameters())
-    tokens = inputs.train.n_tokens if counted else _fit(model, inputs, config, environment)
+    tokens = inputs.train.n_tokens if counted else _fit(model, inputs, config, environment, say)
     seconds = time.perf_counter() - began
     context_length = inputs.model_config.context_length
     with environment.autocast():
@@ -143,7 +148,11 @@ def _climb(
 
 
 def _fit(
-    model: Rung | Decoder, inputs: Inputs, config: TrainConfig, environment: Environment
+    model: Rung | Decoder,
+    inputs: Inputs,
+    config: TrainConfig,
+    environment: Environment,
+    say: Callable[[str], None],
 ) -> int:
     """Trains a model as `llm.train` does; the number of tokens that it saw."""
     if isinstance(model, Rung):
@@ -155,9 +164,13 @@ def _fit(
         Guard(config.guards),
         LossScale(needed=environment.dtype == "float16"),
     )
+    began = told = time.monotonic()
     while run.step < config.steps:
         batches = micro_batches(inputs, config, run.step, World.single(), config.batch_size)
         update(run, batches, environment, config)
+        if (now := time.monotonic()) - told > TELL_EVERY_S:
+            told, left = now, (now - began) / run.step * (config.steps - run.step)
+            say(f"  step {run.step:,} of {config.steps:,}, {left / 60:.1f} min left")
     return run.tokens
 
 

@@ -60,6 +60,29 @@ def test_without_a_dataset_it_says_what_makes_one(
     assert "`loam run` makes it" in err
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("loam.toml", "--text", "a.txt"), "both loam.toml and --text a.txt are given"),
+        (("--text", "absent.txt"), "there is no text at absent.txt"),
+        (("--text", ""), "the name of the text is empty"),
+        (("--text", "."), "Is a directory"),
+    ],
+)
+def test_what_cannot_be_climbed_on_is_one_line(
+    arguments: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = loam(capsys, "ladder", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+
+
 def test_attention_is_drawn_for_a_registered_model(
     grown: Grown,
     capsys: pytest.CaptureFixture[str],
