@@ -21,7 +21,7 @@ from tasks.store.store import Store, now
 from tasks.takedown import read_list
 from tasks.tokenise import dataset_url
 
-STAGE = Stage("evaluate", 1, ("torch",))
+STAGE = Stage("evaluate", 2, ("torch",))
 
 
 class EvaluateConfig(Config):
@@ -90,6 +90,7 @@ def _figures(
                 held,
                 context_length=model.config.context_length,
                 batch_size=config.batch_size,
+                document_mask=trained.payload["config"]["train"]["data"]["document_mask"],
             ),
             "uniform": scoring.uniform_baseline(tokenizer.vocab_size, held),
             "unigram": scoring.unigram_of_counts(counts_V, held),

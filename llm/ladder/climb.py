@@ -132,6 +132,7 @@ def _climb(
             inputs.validation,
             context_length=context_length,
             batch_size=config.batch_size,
+            document_mask=config.data.document_mask,
             device=environment.device,
         )
     ids = write(model, [inputs.tokenizer.eot_id], sample_tokens, context_length, config.seed)
