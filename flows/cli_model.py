@@ -16,6 +16,7 @@ from tasks.export_model import load_version
 from tasks.registry import ModelVersion
 from tasks.store.store import Store
 
+Texts = Annotated[tuple[str, ...], Parameter(show_default=False)]
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 
@@ -23,14 +24,14 @@ NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 def generate(
     *,
     model: str | None = None,
-    prompt: tuple[str, ...] = ("",),
+    prompt: Texts = ("",),
     max_new_tokens: AtLeastOne = 200,
     temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.8,
     top_k: NotNegative = 0,
     top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 0.95,
     min_p: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
     repetition_penalty: Annotated[float, Parameter(validator=Number(gt=0))] = 1.0,
-    stop: tuple[str, ...] = (),
+    stop: Texts = (),
     seed: NotNegative = 0,
     n: AtLeastOne = 1,
     int8: Flag = False,
@@ -49,8 +50,8 @@ def generate(
     Args:
         model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
             where the store has only one.
-        prompt: What the text begins with; without one a new document begins. May be given again
-            for another text. A word goes with the space before it: end in none.
+        prompt: What the text begins with; without one a new document begins. Best without a space
+            at its end, as a word's token holds the one before it. May be given again.
         max_new_tokens: Tokens to add at most.
         temperature: 0 takes the likeliest token, 1 draws from the model's own probabilities.
         top_k: Draw from the k likeliest tokens; 0 from all.
