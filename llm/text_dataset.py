@@ -62,10 +62,11 @@ def write_text_dataset(
         "split": pa.array(list(parts)),
         "source": pa.array([Path(text_url).name] * 2),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(body)
-    pq.write_table(pa.table(shard), folder / "tokens.parquet")
-    pq.write_table(pa.table(dataset), folder / "dataset.parquet")
+    with files.explained(str(folder), "writing"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_bytes(body)
+        pq.write_table(pa.table(shard), folder / "tokens.parquet")
+        pq.write_table(pa.table(dataset), folder / "dataset.parquet")
     base = files.absolute_url(str(folder))
     return TextDataset(f"{base}/dataset.parquet", base, f"{base}/tokenizer.json")
 

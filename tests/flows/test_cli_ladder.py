@@ -99,11 +99,21 @@ def test_attention_is_drawn_for_a_registered_model(
     assert b"What tiny 1 looks at" in (tmp_path / "made" / "maps.html").read_bytes()
 
 
-def test_attention_says_which_models_there_are_and_how_long_a_text_may_be(
-    grown: Grown, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_attention_says_which_models_there_are_what_it_writes_and_how_long_a_text_may_be(
+    grown: Grown,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOAM_STORE", "store")
     code, _, err = loam(capsys, "attention", "--text", "a", "--model", "absent")
     assert (code, "there are tiny" in err) == (2, True)
+    (tmp_path / "file").touch()
+    for to, said in (
+        ("maps.jpg", "ends in .html"),
+        (str(tmp_path / "file" / "maps.html"), "writing failed"),
+    ):
+        code, _, err = loam(capsys, "attention", "--text", "a", "--to", to)
+        assert (code, said in err) == (2, True)
     code, _, err = loam(capsys, "attention", "--text", "river " * 40)
     assert (code, "context_length is 32" in err) == (2, True)
