@@ -17,6 +17,7 @@ from llm.decoder import Decoder
 from llm.environment import Environment, begin
 from llm.evaluate import Evaluation, evaluate, unigram_baseline
 from llm.families import build_model
+from llm.generate import unwritten_ids
 from llm.guards import Guard
 from llm.inputs import Inputs, micro_batches, open_inputs
 from llm.ladder.bigram import NeuralBigram, check_table, count_bigram
@@ -135,7 +136,8 @@ def _climb(
             document_mask=config.data.document_mask,
             device=environment.device,
         )
-    ids = write(model, [inputs.tokenizer.eot_id], sample_tokens, context_length, config.seed)
+    start, never = inputs.tokenizer.eot_id, unwritten_ids(inputs.tokenizer, _vocab_size(inputs))
+    ids = write(model, start, never, sample_tokens, context_length, config.seed)
     return Climbed(
         name=kind.name,
         adds=kind.adds,
@@ -177,18 +179,25 @@ def _fit(
 
 @torch.no_grad()
 def write(
-    model: Rung | Decoder, start: list[int], n_tokens: int, context_length: int, seed: int
+    model: Rung | Decoder,
+    start: int,
+    never: list[int],
+    n_tokens: int,
+    context_length: int,
+    seed: int,
 ) -> list[int]:
-    """What the model adds to `start`: each token drawn given the last `context_length`.
+    """What the model adds to the token `start`: each drawn given the last `context_length`, and
+    none that is one of `never`.
 
     They are read anew for each, so that nothing is asked of a model but its logits.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    ids = list(start)
+    ids = [start]
     model.eval()
     for _ in range(n_tokens):
         tokens_1T = torch.tensor([ids[-context_length:]], device=device)
         logits_V = model(tokens_1T)[0, -1].float().cpu() / SAMPLE_TEMPERATURE
+        logits_V[never] = -torch.inf
         ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator)))
-    return ids[len(start) :]
+    return ids[1:]
