@@ -248,5 +248,5 @@ def finish(config: PipelineConfig, options: RunOptions, report: Path, path: str)
     showing.say(f"\nreport: {report}\n\ntry next:\n  {look}")
     if versions:
         newest = f"{model}@{versions[-1].version}"
-        showing.say(f'  loam generate --model {newest} --prompt "The "{at}')
+        showing.say(f'  loam generate --model {newest} --prompt "The"{at}')
     showing.say(f"  loam plan {path}")

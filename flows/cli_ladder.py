@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows import showing
-from flows.cli_model import find_version, load_version
+from flows.cli_model import find_version
 from flows.cli_options import ConfigPath, Json, StoreUrl, store_at
 from flows.cli_size import Count, CountOrNone
 from flows.showing_sizes import amount
 from flows.trials import CONTEXT_LENGTH, trial_on_pipeline, trial_on_text
+from llm import files
 from llm.config_model import ModelConfig
+from llm.errors import ConfigError
+from tasks.export_model import load_version
 
 if TYPE_CHECKING:
     from llm.ladder.climb import Ladder
@@ -57,6 +59,8 @@ def ladder(
         store: Another place for the artifacts than the config's store.root.
         json: Print the figures as JSON.
     """
+    if config is not None and text is not None:
+        raise ConfigError(f"both {config} and --text {text} are given: climb on one of them")
     from llm.ladder.climb import climb
 
     if text is not None:
@@ -100,7 +104,7 @@ def attention(
     *,
     text: str,
     model: str | None = None,
-    to: Path | None = None,
+    to: str | None = None,
     store: StoreUrl = None,
 ) -> None:
     """Draw what a registered model looks at in a text: a map of tokens by tokens for each head.
@@ -115,22 +119,20 @@ def attention(
         text: What the model reads, as the beginning of a document.
         model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
             where the store has only one.
-        to: Where to write; .loam/attention/NAME.html when not given. A name that ends in .png
-            gives a picture of all maps, without the tokens.
+        to: The page to write, a file or URL; .loam/attention/NAME.html when not given. A name that
+            ends in .png gives a picture of all maps, without the tokens.
         store: The store; else LOAM_STORE, else .loam/store.
     """
     place = store_at(store)
     version = find_version(place, model)
+    to = to or f".loam/attention/{version.name}.html"
+    if not to.endswith((".html", ".png")):
+        raise ConfigError(f"--to {to}: give a name that ends in .html, or in .png for a picture")
     from llm.attention_maps import as_html, as_png, attention_maps
 
     maps = attention_maps(*load_version(place, version), text)
-    path = to or Path(".loam/attention") / f"{version.name}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        path.write_bytes(as_png(maps))
-    else:
-        title = f"What {version.name} {version.version} looks at"
-        path.write_text(as_html(maps, title), encoding="utf-8")
+    title = f"What {version.name} {version.version} looks at"
+    files.put(to, as_png(maps) if to.endswith(".png") else as_html(maps, title).encode())
     n_layers, n_heads, n_tokens, _ = maps.weights_LHTT.shape
     layers, heads = showing.counted(n_layers, "layer"), showing.counted(n_heads, "head")
-    showing.say(f"{layers} of {heads}, {showing.counted(n_tokens, 'token')}: {path}")
+    showing.say(f"{layers} of {heads}, {showing.counted(n_tokens, 'token')}: {to}")

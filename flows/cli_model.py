@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -14,13 +12,11 @@ from flows import showing, showing_text
 from flows.cli_options import Flag, Json, StoreUrl, store_at
 from llm.errors import DataError
 from tasks import registry
+from tasks.export_model import load_version
 from tasks.registry import ModelVersion
 from tasks.store.store import Store
 
-if TYPE_CHECKING:
-    from llm.decoder import Decoder
-    from llm.tokenizer import Tokenizer
-
+Texts = Annotated[tuple[str, ...], Parameter(show_default=False)]
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 
@@ -28,14 +24,14 @@ NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 def generate(
     *,
     model: str | None = None,
-    prompt: str = "",
+    prompt: Texts = ("",),
     max_new_tokens: AtLeastOne = 200,
     temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.8,
     top_k: NotNegative = 0,
     top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 0.95,
     min_p: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0,
     repetition_penalty: Annotated[float, Parameter(validator=Number(gt=0))] = 1.0,
-    stop: tuple[str, ...] = (),
+    stop: Texts = (),
     seed: NotNegative = 0,
     n: AtLeastOne = 1,
     int8: Flag = False,
@@ -47,14 +43,15 @@ def generate(
 
     The same model, prompt, settings and seed give the same text.
 
-        loam generate --model quickstart --prompt "class "
-        loam generate --model quickstart@3 --temperature 0 --max-new-tokens 50
-        loam generate --prompt "def " --min-p 0.05 --repetition-penalty 1.1 --stop "\\n\\n" --int8
+        loam generate --model quickstart --prompt "class"
+        loam generate --model quickstart@3 --prompt "Return" --prompt "The list" --temperature 0
+        loam generate --prompt "def" --min-p 0.05 --repetition-penalty 1.1 --stop "\\n\\n" --int8
 
     Args:
         model: NAME, NAME@ALIAS or NAME@VERSION; NAME alone means its champion. May be left out
             where the store has only one.
-        prompt: What the text begins with; without one a new document begins.
+        prompt: What the text begins with; without one a new document begins. Best without a space
+            at its end, as a word's token holds the one before it. May be given again.
         max_new_tokens: Tokens to add at most.
         temperature: 0 takes the likeliest token, 1 draws from the model's own probabilities.
         top_k: Draw from the k likeliest tokens; 0 from all.
@@ -63,7 +60,7 @@ def generate(
         repetition_penalty: Above 1, tokens that the text has already become less likely.
         stop: End the text before this string, in which \\n is a new line; may be given again.
         seed: The same seed gives the same text; the n-th text has seed + n.
-        n: How many texts.
+        n: How many texts of each prompt.
         int8: Hold the weights in 8 bits: less memory, more tokens a second, a slightly other model.
         logprobs: Instead of the text, list its tokens with their log-probabilities in the model,
             and this many likeliest tokens in the place of each.
@@ -88,32 +85,22 @@ def generate(
         stop=tuple(one.replace("\\n", "\n") for one in stop),
         logprobs=logprobs,
     )
-    each = [settings.model_copy(update={"seed": seed + index}) for index in range(n)]
-    start = prompt_tokens(tokenizer, prompt)
+    begins = [text for text in prompt for _ in range(n)]
+    each = [settings.model_copy(update={"seed": seed + index}) for index in range(n)] * len(prompt)
+    starts = [prompt_tokens(tokenizer, text) for text in begins]
     writer = int8_model(loaded) if int8 else loaded
     if json:
-        made = generate_all(writer, [start] * n, each, tokenizer)
-        about = {"model": version.name, "version": version.version, "prompt": prompt}
-        found = showing_text.described(made, tokenizer)
-        showing.say_json(about | found | {"texts": [prompt + text for text in found["texts"]]})
+        found = showing_text.described(generate_all(writer, starts, each, tokenizer), tokenizer)
+        texts = [text + more for text, more in zip(begins, found["texts"], strict=True)]
+        about = {"model": version.name, "version": version.version, "prompts": begins}
+        showing.say_json(about | found | {"texts": texts})
         return
-    pieces = stream(writer, [start] * n, each, tokenizer)
+    pieces = stream(writer, starts, each, tokenizer)
     if logprobs is None:
-        showing_text.show_pieces(pieces, n, lambda piece: piece.text, prompt)
+        showing_text.show_pieces(pieces, begins, lambda piece: piece.text)
     else:
-        showing_text.show_pieces(pieces, n, showing_text.shown_logprobs(tokenizer))
-
-
-def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
-    """A registered model and its tokenizer."""
-    from llm.import_huggingface import import_huggingface
-    from llm.tokenizer import Tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ref in version.files.items():
-            (Path(folder) / name).write_bytes(store.read_bytes(ref))
-        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
-        return import_huggingface(Path(folder)), tokenizer
+        shown = showing_text.shown_logprobs(tokenizer)
+        showing_text.show_pieces(pieces, [""] * len(begins), shown)
 
 
 def find_version(store: Store, model: str | None) -> ModelVersion:

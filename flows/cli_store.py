@@ -5,15 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from flows import showing
+from flows.cli_model import find_version
 from flows.cli_options import KEEP, Flag, Json, StoreUrl, load, store_at, store_in_use
 from llm.errors import ConfigError
 from tasks.export import Format, export_corpus
+from tasks.export_model import ModelFormat, export_version
 from tasks.report_page import format_size
 from tasks.status import store_status
 from tasks.store.gc import KEEP_ENTRIES, collect, garbage
@@ -113,33 +115,47 @@ def export(
     /,
     *,
     to: str,
-    format: Annotated[Format, Parameter(show_default=True)] = "parquet",
+    format: Annotated[Format | ModelFormat | None, Parameter(show_default=False)] = None,
     store: StoreUrl = None,
     json: Json = False,
 ) -> None:
-    """Write the live documents of a corpus as files that any program opens.
+    """Write the live documents of a corpus, or a model, as files that other programs open.
 
-    One file per shard, with the split that each document is in.
+    A corpus becomes one file per shard, with the split that each document is in; a model the folder
+    that transformers, vLLM and SGLang load, or the one file that llama.cpp does.
 
         loam export corpus/quickstart --to exported
         loam export quickstart --to s3://bucket/corpus --format jsonl
+        loam export model/quickstart --to exported-model
+        loam export model/quickstart@2 --to quickstart.gguf --format gguf-q8_0
 
     Args:
-        ref: The corpus, such as corpus/main or main.
-        to: A folder or URL, which must not hold an export yet.
-        format: What to write.
+        ref: The corpus, such as corpus/main or main; or model/NAME, model/NAME@ALIAS or
+            model/NAME@VERSION, where NAME alone means its champion.
+        to: A folder or URL, which must not hold an export yet; for GGUF the file.
+        format: Of a corpus parquet, unless given, or jsonl. Of a model huggingface, unless given;
+            gguf in 32 bits or gguf-q8_0 in 8, both with the package of the extra loam[gguf].
         store: The store; else LOAM_STORE, else .loam/store.
         json: Print what was written as JSON.
     """
     kind, _, rest = ref.partition("/")
-    if rest and kind != "corpus":
-        raise ConfigError(f"only a corpus is exported, not {ref}; name one: corpus/{rest}")
-    written = export_corpus(store_at(store), rest or ref, to, format)
+    if rest and kind not in ("corpus", "model"):
+        raise ConfigError(f"a corpus or a model is exported, not {ref}: corpus/NAME or model/NAME")
+    place, of_model = store_at(store), bool(rest) and kind == "model"
+    formats = get_args(ModelFormat if of_model else Format)
+    if format not in (None, *formats):
+        raise ConfigError(f"{ref} is exported as {' or '.join(formats)}, not as {format}")
+    if of_model:
+        version = find_version(place, rest)
+        written = export_version(place, version, to, cast(ModelFormat, format or "huggingface"))
+        said = f"{version.name} {version.version}"
+    else:
+        written = export_corpus(place, rest or ref, to, cast(Format, format or "parquet"))
+        said = showing.counted(written["rows"], "document")
     if json:
         showing.say_json({"to": to, **written})
     else:
-        documents = showing.counted(written["rows"], "document")
-        showing.say(f"{documents} in {showing.counted(written['files'], 'file')} at {to}")
+        showing.say(f"{said} in {showing.counted(written['files'], 'file')} at {to}")
 
 
 # What lets go of a pin means to the next run, by the beginning of the pin's name.

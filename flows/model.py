@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flows.config import PipelineConfig
 from llm.errors import ConfigError, DataError
-from tasks.evaluate import evaluate, export
+from tasks.evaluate import evaluate
+from tasks.export_model import export
 from tasks.publish import publish
 from tasks.register import Registered, register
 from tasks.store.records import Manifest

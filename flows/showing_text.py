@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 Shown = Callable[["Piece"], str]
 
 
-def show_pieces(pieces: Iterable[Piece], n: int, shown: Shown, begin: str = "") -> None:
-    """Print `n` texts, one after the other, while all are being written: the first as it comes.
+def show_pieces(pieces: Iterable[Piece], begins: Sequence[str], shown: Shown) -> None:
+    """Print texts, one after the other, while all are being written: the first as it comes.
 
-    `begin` stands before each, and a line between two.
+    Each follows what it begins with, and a line stands between two.
     """
+    n = len(begins)
     waiting: list[list[str]] = [[] for _ in range(n)]
     ended = [False] * n
     at = 0
-    _write(begin)
+    _write(begins[0])
     for piece in pieces:
         waiting[piece.row].append(shown(piece))
         ended[piece.row] = piece.finish is not None
@@ -32,7 +33,7 @@ def show_pieces(pieces: Iterable[Piece], n: int, shown: Shown, begin: str = "") 
             if not ended[at]:
                 break
             at += 1
-            _write(f"\n\n---\n\n{begin}" if at < n else "\n")
+            _write(f"\n\n---\n\n{begins[at]}" if at < n else "\n")
 
 
 def _write(text: str) -> None:

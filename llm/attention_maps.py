@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from llm.decoder import Decoder
+from llm.errors import DataError
 from llm.tokenizer import Tokenizer
 
 SIDE, GAP = 256, 8
@@ -34,8 +35,10 @@ class AttentionMaps:
 def attention_maps(model: Decoder, tokenizer: Tokenizer, text: str) -> AttentionMaps:
     """The model's attention over a text that begins a document.
 
-    Raises DataError for a text of more tokens than the model's context, less one.
+    Raises DataError for an empty text, or one of more tokens than the model's context, less one.
     """
+    if not text:
+        raise DataError("the text is empty: give one of a few words, for tokens to look at")
     ids = [tokenizer.eot_id, *tokenizer.encode_batch([text])[0].tolist()]
     weights_LBHTT = model.eval().attention_probabilities(torch.tensor([ids]))
     tokens = tuple(tokenizer.decode([i]) for i in ids)

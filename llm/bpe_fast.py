@@ -89,8 +89,8 @@ class FastBpe:
 def fast_bpe(tokenizer: tokenizers.Tokenizer) -> FastBpe | None:
     """A fast encoder that gives the same ids as `tokenizer` on every text, where there is one."""
     file = json.loads(tokenizer.to_str())
-    pattern = _TIKTOKEN_PATTERNS.get(_pattern(file) or "")
-    if pattern is None or not _is_plain(file):
+    pattern = _TIKTOKEN_PATTERNS.get(split_pattern(file) or "")
+    if pattern is None or not is_plain(file):
         return None
     ids: dict[str, int] = file["model"]["vocab"]
     ordered = _ordered(ids, file["model"]["merges"])
@@ -125,7 +125,7 @@ def to_bytes(token: str) -> bytes:
     return bytes(_BYTES[character] for character in token)
 
 
-def _pattern(file: Mapping[str, Any]) -> str | None:
+def split_pattern(file: Mapping[str, Any]) -> str | None:
     """The pattern by which the text is split, where nothing else happens before the merges."""
     first = file["pre_tokenizer"] or {}
     steps = first["pretokenizers"] if first.get("type") == "Sequence" else [first]
@@ -142,7 +142,7 @@ def _pattern(file: Mapping[str, Any]) -> str | None:
     return pattern
 
 
-def _is_plain(file: Mapping[str, Any]) -> bool:
+def is_plain(file: Mapping[str, Any]) -> bool:
     """Whether nothing but the merges decides: no normalizer, prefix, dropout or added word."""
     model = file["model"]
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")

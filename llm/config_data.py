@@ -22,9 +22,10 @@ class DataConfig(Config):
     Modeling")."""
 
     document_mask: bool = False
-    """Keep attention inside each document, with positions that begin anew. Off, since at ordinary
-    lengths it changes little (Dubey et al. 2024, section 3.2) and a mask costs time; wanted for
-    long contexts, and where documents must not be told by their neighbours."""
+    """Keep attention inside each document, with positions that begin anew, in training and when the
+    model is measured. Off, since at ordinary lengths it changes little (Dubey et al. 2024, section
+    3.2) and a mask costs time; wanted for long contexts, and where documents must not be told by
+    their neighbours."""
 
     weights: dict[str, float] = Field(default_factory=dict)
     """Part of the windows, and so of the tokens, that each source gets, by its name; what they sum

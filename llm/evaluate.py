@@ -44,12 +44,15 @@ def evaluate(
     *,
     context_length: int,
     batch_size: int,
+    document_mask: bool = False,
     max_windows: int | None = None,
     device: torch.device | str = "cpu",
     world: World | None = None,
 ) -> Evaluation:
     """The cost of the split under `model(tokens_BT) -> logits_BTV`, in float32.
 
+    With `document_mask` it is called with `documents_BT` as well and sees each document alone, as
+    one that was so trained must be.
     `max_windows` (None or 0: all) scores only the first windows: a random sample of documents,
     because ids are hashes, and the same each time. The bytes of a document that it cuts off count
     in proportion to its tokens. The ranks of a `world` share the windows of each batch, and all
@@ -69,8 +72,9 @@ def evaluate(
                 torch.from_numpy(x).to(device)
                 for x in windows.take(mine if len(mine) else rows[:1])
             )
+            seen = _documents(inputs_BT, prepared.eot_id) if document_mask else {}
             # All ranks run the model equally often: a sharded one needs them all.
-            logits_BTV = model(inputs_BT)
+            logits_BTV = model(inputs_BT, **seen)
             if not len(mine):
                 continue
             loss = F.cross_entropy(
@@ -85,6 +89,12 @@ def evaluate(
         nats = sum_over_ranks(torch.tensor(nats, dtype=torch.float64)).item()
     n_tokens = min(n_windows * context_length, len(prepared.tokens_S) - 1)
     return _evaluation(nats, n_tokens, _bytes_of(prepared, n_tokens))
+
+
+def _documents(inputs_BT: torch.Tensor, eot_id: int) -> dict[str, torch.Tensor]:
+    """The number of each token's document in its window: an eot is the first of its own."""
+    begun_BT = (inputs_BT == eot_id).cumsum(1)
+    return {"documents_BT": begun_BT - begun_BT[:, :1]}
 
 
 def uniform_baseline(vocab_size: int, prepared: Prepared) -> Evaluation:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from tokenizers import Tokenizer
 
 from llm.decoder import Decoder
 from llm.errors import DataError
 from llm.huggingface import their_config, their_tensors
+from llm.tokenizer import Tokenizer
 
 
 def export_huggingface(
@@ -26,10 +26,10 @@ def export_huggingface(
     publish them whole is the caller's part.
 
     Raises ConfigError for a family that no other program has, and DataError where the tokenizer has
-    no `eot_id` or more ids than the model.
+    no special token `eot_id` or more ids than the model.
     """
     described = their_config(model.config)
-    eot = _end_of_text(tokenizer_json, eot_id, model.config.vocab_size)
+    eot = end_of_text(tokenizer_json, eot_id, model.config.vocab_size)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     special = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
     tensors = their_tensors(model.config, model.state_dict())
@@ -53,18 +53,20 @@ def export_huggingface(
     )
 
 
-def _end_of_text(tokenizer_json: bytes, eot_id: int, vocab_size: int) -> str:
-    tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    eot = tokenizer.id_to_token(eot_id)
-    if eot is None:
-        raise DataError(f"the tokenizer has no id {eot_id}: give the id of its end-of-text token")
-    n_ids = 1 + max(tokenizer.get_vocab().values())
-    if n_ids > vocab_size:
+def end_of_text(tokenizer_json: bytes, eot_id: int, vocab_size: int) -> str:
+    """The name of the token that ends a text. Raises DataError where the tokenizer does not fit."""
+    tokenizer = Tokenizer.from_bytes(tokenizer_json)
+    names = {i: name for name, i in tokenizer.special_ids.items()}
+    if eot_id not in names:
         raise DataError(
-            f"the tokenizer has {n_ids} ids, but the model knows {vocab_size}: "
+            f"the tokenizer has no special token {eot_id}: give the id of its end-of-text token"
+        )
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model knows {vocab_size}: "
             f"export the model with the tokenizer it was trained with"
         )
-    return eot
+    return names[eot_id]
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,12 +13,20 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from llm.bpe_fast import GPT2_PATTERN, ONE_DIGIT_PATTERN, WORD_PATTERN
+from llm.bpe_fast import (
+    GPT2_PATTERN,
+    ONE_DIGIT_PATTERN,
+    WORD_PATTERN,
+    is_plain,
+    split_pattern,
+)
 from llm.config_model import ModelConfig
 from llm.decoder import Decoder
 from llm.errors import ConfigError, DataError
+from llm.export import end_of_text
 from llm.huggingface import model_type
 from llm.rotary import original_context_length
 
@@ -56,9 +64,14 @@ _TENSORS = {
 """Our names of tensors, and llama.cpp's."""
 _WHOLE = ("position_embd", "ffn_gate_inp")
 """Matrices that stay in fp32, as llama.cpp's own converter has them."""
-# `llama-bpe` has the same pattern as `dbrx`, but takes a word that is a token whole, unmerged.
-_SPLITS = {WORD_PATTERN: "dbrx", ONE_DIGIT_PATTERN: "qwen2", GPT2_PATTERN: "gpt-2"}
-"""Where a tokenizer splits words, and llama.cpp's name for that."""
+_SPLITS = {
+    (WORD_PATTERN, False): "dbrx",
+    (WORD_PATTERN, True): "llama-bpe",
+    (ONE_DIGIT_PATTERN, False): "qwen2",
+    (GPT2_PATTERN, False): "gpt-2",
+}
+"""Where a tokenizer splits words, whether one that is a token is taken whole, and llama.cpp's name
+for that."""
 
 
 def export_gguf(
@@ -67,8 +80,8 @@ def export_gguf(
     """Write a `llama` or `gpt2` model to `path`. `q8_0` keeps matrices in 8.5 bits a number.
 
     A text begins with the end-of-text token there, as in training. Raises ConfigError for a model
-    that llama.cpp does not know or without the package `gguf`, DataError for a tokenizer that is
-    no byte-level BPE with a pattern it knows.
+    that llama.cpp does not know or without the package `gguf`, DataError for a tokenizer that it
+    does not know or that does not fit the model.
     """
     try:
         import gguf
@@ -76,10 +89,10 @@ def export_gguf(
         raise ConfigError("writing GGUF needs a package: pip install 'loam[gguf]'") from error
     config = model.config
     architecture = _ARCHITECTURES[model_type(config)]
-    described = json.loads(tokenizer_json)
+    end_of_text(tokenizer_json, eot_id, config.vocab_size)
     writer = gguf.GGUFWriter(path, architecture)
     _write_shape(writer, config)
-    _write_tokenizer(writer, described, config.vocab_size, eot_id)
+    _write_tokenizer(writer, tokenizer_json, config.vocab_size, eot_id)
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     writer.add_file_type(
         gguf.LlamaFileType.MOSTLY_Q8_0 if precision == "q8_0" else gguf.LlamaFileType.ALL_F32
@@ -128,15 +141,18 @@ def _write_shape(writer: Any, config: ModelConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(original_context_length(config, scaling))
 
 
-def _write_tokenizer(writer: Any, described: dict[str, Any], vocab_size: int, eot_id: int) -> None:
+def _write_tokenizer(writer: Any, tokenizer_json: bytes, vocab_size: int, eot_id: int) -> None:
     import gguf
 
+    # By way of the library, which fills in what a file leaves out.
+    described = json.loads(Tokenizer.from_str(tokenizer_json.decode()).to_str())
     model = described["model"]
-    split = _SPLITS.get(_pattern(described.get("pre_tokenizer")) or "")
-    if model["type"] != "BPE" or split is None:
+    split = _SPLITS.get((split_pattern(described) or "", bool(model.get("ignore_merges"))))
+    if split is None or not is_plain(described):
         raise DataError(
-            f"a tokenizer of type {model['type']} that splits words by "
-            f"{described.get('pre_tokenizer')} is not known to llama.cpp: use byte-level BPE"
+            "the model's tokenizer is none that llama.cpp knows, which are byte-level BPE with the "
+            "word pattern of Llama 3, Qwen 2 or GPT-2 and nothing before it: train with "
+            'tokenizer.kind = "bpe", or export as huggingface'
         )
     tokens = [f"[UNUSED{i}]" for i in range(vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * vocab_size
@@ -154,17 +170,6 @@ def _write_tokenizer(writer: Any, described: dict[str, Any], vocab_size: int, eo
     writer.add_bos_token_id(eot_id)
     writer.add_eos_token_id(eot_id)
     writer.add_add_bos_token(True)
-
-
-def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
-    """What a byte-level `pre_tokenizer` splits by."""
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
-    if steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
-        return None
-    if len(steps) == 1:
-        return GPT2_PATTERN if steps[0].get("use_regex") else None
-    pattern: str | None = steps[0].get("pattern", {}).get("Regex")
-    return pattern
 
 
 def _tensors(

@@ -69,6 +69,11 @@ _GPT2_FIELDS = {
     "tie_embeddings": "tie_word_embeddings",
     "norm_eps": "layer_norm_epsilon",
 }
+_OPTIONAL = {
+    *("n_kv_heads", "head_dim", "tie_embeddings", "norm_eps"),
+    *("normalize_expert_weights", "balance_coefficient"),
+}
+"""What a `config.json` may leave out; of GPT-2 the width of its feed-forward layer too."""
 LAYOUTS = {
     "llama": Layout(
         "llama",
@@ -143,13 +148,16 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         described["rope_scaling"] = rope
     if kind == "qwen3_moe":
         described["intermediate_size"] = config.d_ff
-    return {**described, "attention_dropout": 0.0}
+    return described
 
 
 def our_config(theirs: dict[str, Any], where: str) -> ModelConfig:
-    """The shape that a `config.json` describes. Raises DataError where it is none of ours."""
+    """The shape that a `config.json` describes.
+
+    Raises DataError where it is none of ours, pydantic's ValidationError where it is impossible.
+    """
     kind = theirs.get("model_type")
-    if kind not in LAYOUTS:
+    if not isinstance(kind, str) or kind not in LAYOUTS:
         raise DataError(
             f"{where} describes a model of type {kind!r}: only {', '.join(LAYOUTS)} can be loaded"
         )
@@ -161,9 +169,19 @@ def our_config(theirs: dict[str, Any], where: str) -> ModelConfig:
             raise DataError(f"{where} has {name} = {theirs[name]!r}: only {value!r} can be loaded")
     given = {**layout.defaults, **{n: v for n, v in theirs.items() if v is not None}}
     fields = {ours: given[name] for ours, name in layout.fields.items() if name in given}
+    optional = _OPTIONAL | {"d_ff"} if kind == "gpt2" else _OPTIONAL
+    if missing := layout.fields.keys() - fields.keys() - optional:
+        names = ", ".join(sorted(layout.fields[ours] for ours in missing))
+        raise DataError(f"{where} does not say its {names}: bring the model's own config.json")
     if kind != "gpt2":
         fields |= {"qk_norm": kind != "llama", **_our_rope(theirs, where)}
-    return ModelConfig(family=layout.family, **fields)
+    config = ModelConfig(family=layout.family, **fields)
+    if config.rope_scaling is None:
+        return config
+    plain = config.rope_scaling.model_copy(update={"original_context_length": 0})
+    if original_context_length(config, plain) != config.rope_scaling.original_context_length:
+        return config
+    return config.model_copy(update={"rope_scaling": plain})  # Said as it follows by itself.
 
 
 def _their_rope(config: ModelConfig) -> dict[str, Any]:
@@ -184,6 +202,8 @@ def _their_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _our_rope(theirs: dict[str, Any], where: str) -> dict[str, Any]:
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise DataError(f"{where} scales its positions as {rope!r}: expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields = {"rope_theta": rope.get("rope_theta", theirs.get("rope_theta", 10000.0))}
     fixed = {
@@ -208,10 +228,8 @@ def _our_rope(theirs: dict[str, Any], where: str) -> dict[str, Any]:
     original = rope.get("original_max_position_embeddings") or 0
     if kind != "linear" and not original:
         raise DataError(f"{where} has no original_max_position_embeddings in {rope}: add it")
-    if original == round(theirs["max_position_embeddings"] / rope["factor"]):
-        original = 0  # As it would be if left out.
-    scaling = RopeScaling(kind=kind, factor=rope["factor"], original_context_length=original)
-    return {**fields, "rope_scaling": scaling}
+    scaling = {"kind": kind, "factor": rope.get("factor"), "original_context_length": original}
+    return {**fields, "rope_scaling": RopeScaling.model_validate(scaling)}
 
 
 _GPT2_NAMES = {"embed_tokens.": "wte.", "embed_positions.": "wpe.", "layers.": "h."}

@@ -42,7 +42,10 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        files = _read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise DataError(f"{index} has no weight_map of files: bring or export the model again")
+        names = sorted(set(files.values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
         path = directory / name
@@ -57,8 +60,11 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}): bring or export the model again"
         ) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object: bring or export the model again")
+    return value

@@ -30,6 +30,7 @@ def validate(run: Run, setup: Setup, max_windows: int | None) -> Row:
             setup.inputs.validation,
             context_length=run.model.config.context_length,
             batch_size=setup.micro_batch_size * setup.world.world_size,
+            document_mask=setup.config.data.document_mask,
             max_windows=max_windows,
             device=setup.environment.device,
             world=setup.world,

@@ -62,15 +62,18 @@ def write_text_dataset(
         "split": pa.array(list(parts)),
         "source": pa.array([Path(text_url).name] * 2),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(body)
-    pq.write_table(pa.table(shard), folder / "tokens.parquet")
-    pq.write_table(pa.table(dataset), folder / "dataset.parquet")
+    with files.explained(str(folder), "writing"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_bytes(body)
+        pq.write_table(pa.table(shard), folder / "tokens.parquet")
+        pq.write_table(pa.table(dataset), folder / "dataset.parquet")
     base = files.absolute_url(str(folder))
     return TextDataset(f"{base}/dataset.parquet", base, f"{base}/tokenizer.json")
 
 
 def _read(url: str) -> str:
+    if not url:
+        raise DataError("the name of the text is empty: give that of a file")
     try:
         body = files.read_bytes(url)
         return (gzip.decompress(body) if url.endswith(".gz") else body).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +14,14 @@ from tasks.as_task import as_task
 from tasks.split import HELDOUT
 from tasks.store.fingerprint import fingerprint
 from tasks.store.pins import find_pin
-from tasks.store.records import Manifest, ObjectRef
+from tasks.store.records import Manifest
 from tasks.store.run import Request, Run, reuse
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
 from tasks.takedown import read_list
 from tasks.tokenise import dataset_url
 
-STAGE = Stage("evaluate", 1, ("torch",))
-EXPORT_STAGE = Stage("export", 1, ("safetensors", "torch"))
+STAGE = Stage("evaluate", 2, ("torch",))
 
 
 class EvaluateConfig(Config):
@@ -92,6 +90,7 @@ def _figures(
                 held,
                 context_length=model.config.context_length,
                 batch_size=config.batch_size,
+                document_mask=trained.payload["config"]["train"]["data"]["document_mask"],
             ),
             "uniform": scoring.uniform_baseline(tokenizer.vocab_size, held),
             "unigram": scoring.unigram_of_counts(counts_V, held),
@@ -119,46 +118,3 @@ def load_model(store: Store, trained: Manifest) -> Any:
     model = build_model(ModelConfig.model_validate(trained.summary["result"]["model"]))
     model.load_state_dict(load(store.read_bytes(trained.object("weights"))))
     return model.eval()
-
-
-def export_request(trained: Manifest) -> Request:
-    """What decides the exported files: the weights and the tokenizer."""
-    pins = {"tokenizer": trained.object("tokenizer").sha256}
-    return Request(EXPORT_STAGE, {}, {"model": trained}, pins)
-
-
-@as_task("export")
-def export(run: Run, trained: Manifest) -> Manifest:
-    """The model as the files that transformers, vLLM, SGLang and llama.cpp read."""
-    request = export_request(trained)
-    if done := reuse(run, request):
-        return done
-    from llm.export import export_huggingface
-    from llm.tokenizer import Tokenizer
-
-    tokenizer_json = run.store.read_bytes(trained.object("tokenizer"))
-    eot_id = Tokenizer.from_bytes(tokenizer_json).eot_id
-    with tempfile.TemporaryDirectory() as folder:
-        export_huggingface(
-            load_model(run.store, trained), tokenizer_json, Path(folder), eot_id=eot_id
-        )
-        written = {
-            path.name: run.store.put_local_file(path, "model-file", path.suffix.lstrip("."))
-            for path in sorted(Path(folder).iterdir())
-        }
-    objects: dict[str, tuple[ObjectRef, ...]] = {name: (ref,) for name, ref in written.items()}
-    return run.store.commit(
-        Manifest(
-            stage=EXPORT_STAGE.name,
-            fingerprint=request.ref.fingerprint,
-            payload=request.payload,
-            inputs={"model": trained.ref},
-            rows_in=trained.rows_out,
-            rows_out=trained.rows_out,
-            drops={},
-            data_digest=fingerprint({name: ref.sha256 for name, ref in written.items()}),
-            receipts=None,
-            objects=objects,
-            provenance={**run.provenance, "run_id": run.run_id, "at": now()},
-        )
-    )

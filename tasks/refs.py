@@ -62,6 +62,11 @@ def entries_of(store: Store, kind: str, name: str) -> list[dict[str, Any]]:
 
 
 def _at(store: Store, name: str, entries: list[dict[str, Any]], back: int) -> Named:
+    if len(entries) == 1 and back:
+        raise DataError(
+            f"{name} was published once so far: there is no {name}@{back} before it yet; a run "
+            "that changes it makes the next entry"
+        )
     if back >= len(entries):
         raise DataError(
             f"{name} has {len(entries)} entries, the oldest is {name}@{len(entries) - 1}; "

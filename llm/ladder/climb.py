@@ -17,6 +17,7 @@ from llm.decoder import Decoder
 from llm.environment import Environment, begin
 from llm.evaluate import Evaluation, evaluate, unigram_baseline
 from llm.families import build_model
+from llm.generate import unwritten_ids
 from llm.guards import Guard
 from llm.inputs import Inputs, micro_batches, open_inputs
 from llm.ladder.bigram import NeuralBigram, check_table, count_bigram
@@ -29,6 +30,9 @@ from llm.optim import build_optimizers
 from llm.parallel import World, Wrapped
 from llm.run_state import Run
 from llm.train import update
+
+TELL_EVERY_S = 30.0
+"""How long a rung may train before it says how far it is, again and again."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def climb(spec: TrainSpec, sample_tokens: int, say: Callable[[str], None]) -> La
     The other rungs take their widths from that model's, and each the rates that suit it. Equal
     specs give equal results, in one environment class, but for the seconds.
 
-    Raises ConfigError for a vocabulary that is too large for a bigram's table.
+    `say` is told which rung is trained, and while it takes long how far it is. Raises ConfigError
+    for a vocabulary that is too large for a bigram's table.
     """
     environment, inputs = begin(spec.train), open_inputs(spec)
     check_table(_vocab_size(inputs))
@@ -103,7 +108,7 @@ def climb(spec: TrainSpec, sample_tokens: int, say: Callable[[str], None]) -> La
     for number, kind in enumerate(LADDER, 1):
         say(f"rung {number} of {len(LADDER)}: {kind.name}")
         below = rungs[-1].validation if rungs else unigram
-        rungs.append(_climb(kind, inputs, spec.train, environment, below, sample_tokens))
+        rungs.append(_climb(kind, inputs, spec.train, environment, below, sample_tokens, say))
     return Ladder(unigram, tuple(rungs))
 
 
@@ -114,11 +119,12 @@ def _climb(
     environment: Environment,
     below: Evaluation,
     sample_tokens: int,
+    say: Callable[[str], None],
 ) -> Climbed:
     began = time.perf_counter()
     model = kind.build(inputs, config.seed).to(environment.device)
     counted = not any(parameter.requires_grad for parameter in model.parameters())
-    tokens = inputs.train.n_tokens if counted else _fit(model, inputs, config, environment)
+    tokens = inputs.train.n_tokens if counted else _fit(model, inputs, config, environment, say)
     seconds = time.perf_counter() - began
     context_length = inputs.model_config.context_length
     with environment.autocast():
@@ -127,9 +133,11 @@ def _climb(
             inputs.validation,
             context_length=context_length,
             batch_size=config.batch_size,
+            document_mask=config.data.document_mask,
             device=environment.device,
         )
-    ids = write(model, [inputs.tokenizer.eot_id], sample_tokens, context_length, config.seed)
+    start, never = inputs.tokenizer.eot_id, unwritten_ids(inputs.tokenizer, _vocab_size(inputs))
+    ids = write(model, start, never, sample_tokens, context_length, config.seed)
     return Climbed(
         name=kind.name,
         adds=kind.adds,
@@ -143,7 +151,11 @@ def _climb(
 
 
 def _fit(
-    model: Rung | Decoder, inputs: Inputs, config: TrainConfig, environment: Environment
+    model: Rung | Decoder,
+    inputs: Inputs,
+    config: TrainConfig,
+    environment: Environment,
+    say: Callable[[str], None],
 ) -> int:
     """Trains a model as `llm.train` does; the number of tokens that it saw."""
     if isinstance(model, Rung):
@@ -155,26 +167,37 @@ def _fit(
         Guard(config.guards),
         LossScale(needed=environment.dtype == "float16"),
     )
+    began = told = time.monotonic()
     while run.step < config.steps:
         batches = micro_batches(inputs, config, run.step, World.single(), config.batch_size)
         update(run, batches, environment, config)
+        if (now := time.monotonic()) - told > TELL_EVERY_S:
+            told, left = now, (now - began) / run.step * (config.steps - run.step)
+            say(f"  step {run.step:,} of {config.steps:,}, {left / 60:.1f} min left")
     return run.tokens
 
 
 @torch.no_grad()
 def write(
-    model: Rung | Decoder, start: list[int], n_tokens: int, context_length: int, seed: int
+    model: Rung | Decoder,
+    start: int,
+    never: list[int],
+    n_tokens: int,
+    context_length: int,
+    seed: int,
 ) -> list[int]:
-    """What the model adds to `start`: each token drawn given the last `context_length`.
+    """What the model adds to the token `start`: each drawn given the last `context_length`, and
+    none that is one of `never`.
 
     They are read anew for each, so that nothing is asked of a model but its logits.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    ids = list(start)
+    ids = [start]
     model.eval()
     for _ in range(n_tokens):
         tokens_1T = torch.tensor([ids[-context_length:]], device=device)
         logits_V = model(tokens_1T)[0, -1].float().cpu() / SAMPLE_TEMPERATURE
+        logits_V[never] = -torch.inf
         ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator)))
-    return ids[len(start) :]
+    return ids[1:]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flows import cli
+from flows.showing import printable
 from tasks.store.rows import document_id
 from tests.flows.grown import EMAIL, REPOSITORY, Grown
 
@@ -79,6 +80,7 @@ from flows.cli import main
 for command in {[
     "run", "plan", "status loam.toml", "show tiny", "show tiny --quarantined", "models",
     "store verify", "store gc --dry-run", "takedown --list", "export tiny --to exported",
+    "export model/tiny --to exported-model",
 ]!r}:
     try:
         main(command.split())
@@ -137,7 +139,12 @@ def test_a_store_given_on_the_command_line_replaces_the_config_s(grown: Grown, l
         (["store", "verify", "--store", "absent"], "there is nothing in"),
         (["takedown", "example.org"], "--reason"),
         (["erase", "example.org", "--yes"], "is not taken down"),
-        (["export", "dataset/tiny", "--to", "x"], "corpus/tiny"),
+        (["export", "dataset/tiny", "--to", "x"], "corpus/NAME or model/NAME"),
+        (["export", "tiny", "--to", "x", "--format", "gguf"], "as parquet or jsonl, not as gguf"),
+        (["export", "model/tiny", "--to", "x", "--format", "jsonl"], "as huggingface or gguf"),
+        (["export", "model/tiny", "--to", "x", "--format", "gguf"], "ending in .gguf"),
+        (["export", "model/tiny", "--to", "store"], "is not empty"),
+        (["export", "model/absent", "--to", "x"], "there are tiny"),
         (["repin", "absent", "loam.toml"], "heldout, tokenizer"),
         (["status", "--store", "gopher://x"], "file:// or s3://"),
     ],
@@ -270,6 +277,42 @@ def test_an_export_is_opened_by_what_people_open_data_with(
     assert sum(pl.read_ndjson(body.encode()).height for body in lines) == n["jsonl"]
 
 
+def test_an_exported_model_writes_in_transformers_what_it_writes_here(
+    grown: Grown, loam: Loam, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "model"
+    written = as_json(loam, "export", "model/tiny", "--to", str(folder))
+    about = json.loads((folder / ".loam-export.json").read_text())
+    assert (about["model"], about["version"], len(about["files"])) == ("tiny", 1, written["files"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    begin = [tokenizer.bos_token_id, *tokenizer("The river")["input_ids"]]
+    ids = model.generate(torch.tensor([begin]), max_new_tokens=8, do_sample=False)[0]
+    (text,) = as_json(
+        loam, "generate", "--prompt", "The river", "--max-new-tokens", "8", "--temperature", "0"
+    )["texts"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("format_, size", [("gguf", 4.0), ("gguf-q8_0", 34 / 32)])
+def test_an_exported_gguf_holds_the_model(
+    grown: Grown, loam: Loam, tmp_path: Path, format_: str, size: float
+) -> None:
+    import gguf
+
+    path = tmp_path / "tiny.gguf"
+    arguments = ("export", "model/tiny@1", "--to", str(path), "--format", format_)
+    assert as_json(loam, *arguments) == {"to": str(path), "version": 1, "files": 1}
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    embedding = found["token_embd.weight"]
+    assert embedding.n_bytes == embedding.n_elements * size
+    code, _, err = loam(*arguments)
+    assert (code, "is there already" in err) == (2, True)
+
+
 def test_drops_are_shown_with_what_was_measured_and_without_personal_data(
     grown: Grown, loam: Loam
 ) -> None:
@@ -347,6 +390,17 @@ def test_generate_is_the_same_for_the_same_seed(grown: Grown, loam: Loam) -> Non
     assert all(text.startswith("The ") for text in first["texts"])
     (second,) = as_json(loam, *arguments[:-1], "1", "--seed", "6")["texts"]
     assert second == first["texts"][1]
+
+
+def test_several_prompts_get_what_each_gets_alone(grown: Grown, loam: Loam) -> None:
+    arguments = ("generate", "--max-new-tokens", "6", "--n", "2")
+    prompts = ("--prompt", "The river", "--prompt", "A stone of the")
+    both = as_json(loam, *arguments, *prompts)
+    assert both["prompts"] == ["The river"] * 2 + ["A stone of the"] * 2
+    alone = [as_json(loam, *arguments, *prompts[at : at + 2])["texts"] for at in (0, 2)]
+    assert both["texts"] == alone[0] + alone[1]
+    code, out, _ = loam(*arguments, *prompts)
+    assert (code, out) == (0, printable("\n\n---\n\n".join(both["texts"])) + "\n")
 
 
 def test_models_tells_aliases_and_verdict_and_promotes_by_hand(

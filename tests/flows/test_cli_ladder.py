@@ -60,6 +60,29 @@ def test_without_a_dataset_it_says_what_makes_one(
     assert "`loam run` makes it" in err
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("loam.toml", "--text", "a.txt"), "both loam.toml and --text a.txt are given"),
+        (("--text", "absent.txt"), "there is no text at absent.txt"),
+        (("--text", ""), "the name of the text is empty"),
+        (("--text", "."), "Is a directory"),
+    ],
+)
+def test_what_cannot_be_climbed_on_is_one_line(
+    arguments: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = loam(capsys, "ladder", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+
+
 def test_attention_is_drawn_for_a_registered_model(
     grown: Grown,
     capsys: pytest.CaptureFixture[str],
@@ -76,11 +99,21 @@ def test_attention_is_drawn_for_a_registered_model(
     assert b"What tiny 1 looks at" in (tmp_path / "made" / "maps.html").read_bytes()
 
 
-def test_attention_says_which_models_there_are_and_how_long_a_text_may_be(
-    grown: Grown, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_attention_says_which_models_there_are_what_it_writes_and_how_long_a_text_may_be(
+    grown: Grown,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOAM_STORE", "store")
     code, _, err = loam(capsys, "attention", "--text", "a", "--model", "absent")
     assert (code, "there are tiny" in err) == (2, True)
+    (tmp_path / "file").touch()
+    for to, said in (
+        ("maps.jpg", "ends in .html"),
+        (str(tmp_path / "file" / "maps.html"), "writing failed"),
+    ):
+        code, _, err = loam(capsys, "attention", "--text", "a", "--to", to)
+        assert (code, said in err) == (2, True)
     code, _, err = loam(capsys, "attention", "--text", "river " * 40)
     assert (code, "context_length is 32" in err) == (2, True)

@@ -66,7 +66,9 @@ def test_transformers_sees_the_same_in_the_exported_model(
     np.testing.assert_allclose(ours, seen.numpy(), atol=1e-5)
 
 
-def test_a_text_longer_than_the_context_is_refused() -> None:
+def test_an_empty_text_and_one_longer_than_the_context_are_refused() -> None:
+    with pytest.raises(DataError, match="the text is empty"):
+        attention_maps(model_of({}), TOKENIZER, "")
     with pytest.raises(DataError, match="context_length is 32"):
         attention_maps(model_of({}), TOKENIZER, TEXT * 2)
 

@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
-from llm.data import Prepared
+from llm import files
+from llm.config_data import DataConfig
+from llm.config_model import ModelConfig
+from llm.data import Prepared, prepare
 from llm.errors import DataError
 from llm.evaluate import evaluate, gzip_baseline, uniform_baseline, unigram_baseline
+from llm.families import build_model
+from llm.train import train
+from tests.llm.small_models import small_model
+from tests.llm.small_runs import small_spec, torch_settings_kept
 from tests.llm.test_data import Document, made_up, prepared_from
 
 V = 12
@@ -61,6 +69,42 @@ def test_the_cost_of_a_split_is_torchs_cross_entropy(
     assert found.perplexity == pytest.approx(math.exp(nats), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(nats * n_tokens / math.log(2) / n_bytes, rel=1e-6)
     assert (found.n_tokens, found.n_bytes) == (n_tokens, n_bytes)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "speedrun"])
+def test_behind_a_document_mask_a_document_costs_what_it_costs_alone(
+    tmp_path: Path, family: str
+) -> None:
+    texts = [[1, 2, 3, 4], [5], [6, 7, 8, 9, 10], [3, 1]]
+    held = prepared_from(tmp_path, [Document(f"{i}" * 32, text) for i, text in enumerate(texts)])
+    model = small_model(vocab_size=V, family=family).eval()
+    alone = 0.0
+    for text in texts:
+        targets = torch.tensor([[*text, -100 if text is texts[-1] else 0]])
+        alone += model.loss(torch.tensor([[0, *text]]), targets, "sum").item()
+    masked, plain = (
+        evaluate(model, held, context_length=24, batch_size=2, document_mask=mask)
+        for mask in (True, False)
+    )
+    assert masked.nats_per_token * masked.n_tokens == pytest.approx(alone, rel=1e-5)
+    assert masked.nats_per_token != pytest.approx(plain.nats_per_token, rel=1e-3)
+
+
+def test_a_run_behind_a_document_mask_is_validated_behind_it(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, steps=6, data=DataConfig(document_mask=True))
+    with torch_settings_kept():
+        result = train(spec)
+    model = build_model(ModelConfig.model_validate(result["model"]))
+    model.load_state_dict(load(files.read_bytes(result["weights"]["url"])))
+    held = prepare(spec.dataset_url, "validation", tmp_path / "cache", spec.base_url)
+    length = model.config.context_length
+    masked, plain = (
+        evaluate(model, held, context_length=length, batch_size=4, document_mask=mask)
+        for mask in (True, False)
+    )
+    found = result["validation"]["nats_per_token"]
+    assert found == pytest.approx(masked.nats_per_token, rel=1e-5)
+    assert found != pytest.approx(plain.nats_per_token, rel=1e-5)
 
 
 def test_a_model_is_left_in_the_mode_it_was_in(prepared: Prepared) -> None:

@@ -147,7 +147,7 @@ def test_a_tied_output_layer_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "eot_id, vocab_size, message",
-    [(9999, VOCAB_SIZE, "no id 9999"), (0, 20, "the model knows 20")],
+    [(9999, VOCAB_SIZE, "no special token 9999"), (0, 20, "the model knows 20")],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(
     eot_id: int, vocab_size: int, message: str, tmp_path: Path

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
+from llm.bpe_fast import ONE_DIGIT_PATTERN
 from llm.config_model import n_parameters
 from llm.config_tokenizer import TokenizerConfig
 from llm.decoder import Decoder
@@ -53,17 +56,61 @@ def export(path: Path, precision: Precision = "f32", **shape: Any) -> Decoder:
     return model
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_llama_cpp_expects_the_same_next_tokens(shape: dict[str, Any], tmp_path: Path) -> None:
-    script = str(Path(__file__).with_name("llama_cpp.py"))
     model = export(tmp_path / "model.gguf", **shape)
-    ids = [[TOKENIZER.eot_id, *map(int, found)] for found in TOKENIZER.encode_batch(TEXTS)]
-    command = [sys.executable, script, str(tmp_path / "model.gguf"), json.dumps([*ids, *TEXTS])]
+    assert_llama_cpp_agrees(model, TOKENIZER, tmp_path / "model.gguf")
+
+
+def split_by(pattern: str) -> bytes:
+    tokenizer = Tokenizer.from_str(TOKENIZER_JSON.decode())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer.to_str().encode()
+
+
+def split_as_gpt2() -> bytes:
+    tokenizer = Tokenizer.from_str(TOKENIZER_JSON.decode())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer.to_str().encode()
+
+
+def with_words_whole() -> bytes:
+    """Words that no merge makes are tokens, and taken as such."""
+    file = json.loads(TOKENIZER_JSON)
+    file["model"]["ignore_merges"] = True
+    for word in ("ĠSEA", "Ġit", "Ġsay", "Runs", "not"):
+        file["model"]["vocab"].setdefault(word, len(file["model"]["vocab"]))
+    return json.dumps(file).encode()
+
+
+@pytest.mark.parametrize(
+    "tokenizer_json",
+    [split_by(ONE_DIGIT_PATTERN), split_as_gpt2(), with_words_whole()],
+    ids=["one digit", "gpt2", "words whole"],
+)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tokenizer_json: bytes, tmp_path: Path) -> None:
+    tokenizer = OurTokenizer.from_bytes(tokenizer_json)
+    model = small_model(vocab_size=tokenizer.vocab_size, context_length=256, d_model=64).eval()
+    export_gguf(model, tokenizer_json, tmp_path / "model.gguf", eot_id=tokenizer.eot_id)
+    assert_llama_cpp_agrees(model, tokenizer, tmp_path / "model.gguf")
+
+
+@torch.no_grad()
+def assert_llama_cpp_agrees(model: Decoder, tokenizer: OurTokenizer, path: Path) -> None:
+    """The same likeliest next tokens after ids, and after the texts that it splits by itself."""
+    if find_spec("xllamacpp") is None:
+        pytest.skip("there is no wheel of xllamacpp for this machine")
+    script = str(Path(__file__).with_name("llama_cpp.py"))
+    ids = [[tokenizer.eot_id, *map(int, found)] for found in tokenizer.encode_batch(TEXTS)]
+    command = [sys.executable, script, str(path), json.dumps([*ids, *TEXTS])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert sum(top is not None for top in found) > 6
-    # Its own tokenizer gives the same ids, end-of-text first.
     for prompt, top in zip([*ids, *ids], found, strict=True):
         ours = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)
         for token, log_probability in top or []:
@@ -88,17 +135,37 @@ def numbers(tensor: Any) -> np.ndarray:
     return gguf.dequantize(tensor.data, tensor.tensor_type).ravel()
 
 
-def test_a_pattern_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
-    other = Tokenizer.from_str(TOKENIZER_JSON.decode())
-    other.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d+|\D+"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    model = small_model(vocab_size=TOKENIZER.vocab_size)
-    with pytest.raises(DataError, match="use byte-level BPE"):
-        export_gguf(model, other.to_str().encode(), tmp_path / "model.gguf", eot_id=0)
+def other_tokenizer(change: Callable[[Tokenizer], object]) -> bytes:
+    made = Tokenizer.from_str(TOKENIZER_JSON.decode())
+    change(made)
+    return made.to_str().encode()
+
+
+def lower_first(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Lowercase()
+
+
+CHARACTERS = train_tokenizer([TEXT], TokenizerConfig(kind="characters"))
+
+
+@pytest.mark.parametrize(
+    "tokenizer_json, message",
+    [
+        (split_by(r"\d+|\D+"), 'tokenizer.kind = "bpe"'),
+        (other_tokenizer(lower_first), 'tokenizer.kind = "bpe"'),
+        (other_tokenizer(lambda made: made.add_tokens(["river"])), 'tokenizer.kind = "bpe"'),
+        (CHARACTERS, 'tokenizer.kind = "bpe"'),
+        (b"{}", "not a tokenizer.json"),
+        (train_tokenizer([TEXT], TokenizerConfig(vocab_size=340)), "the model knows 321"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_or_the_model_does_not_know_is_refused(
+    tokenizer_json: bytes, message: str, tmp_path: Path
+) -> None:
+    model = small_model(vocab_size=TOKENIZER.vocab_size + 1)
+    with pytest.raises(DataError, match=message):
+        export_gguf(model, tokenizer_json, tmp_path / "model.gguf", eot_id=0)
+    assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.mark.parametrize(
@@ -117,3 +184,11 @@ def test_a_model_that_llama_cpp_does_not_know_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         export(tmp_path / "model.gguf", **shape)
+
+
+def test_without_the_package_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'loam\[gguf\]'"):
+        export(tmp_path / "model.gguf")

@@ -122,6 +122,8 @@ def test_weights_in_bf16_are_read_as_the_same_numbers(tmp_path: Path) -> None:
         ("llama", {"rope_parameters": {**YARN, "mscale": 2.0}}, "scales its positions"),
         ("llama", {"num_hidden_layers": 3}, "does not hold what its config.json says"),
         ("llama", {"num_key_value_heads": 3}, "the nearest that does is"),
+        ("llama", {"max_position_embeddings": None}, "does not say its max_position_embeddings"),
+        ("gpt2", {"n_head": None, "n_layer": None}, "does not say its n_head, n_layer"),
     ],
 )
 def test_a_folder_that_holds_another_model_is_refused(
@@ -142,3 +144,39 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
         import_huggingface(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama_yarn", "qwen3_moe", "gpt2"])
+def test_whatever_a_folder_lacks_or_has_wrong_it_is_refused_by_a_sentence(
+    kind: str, tmp_path: Path
+) -> None:
+    """Never by a traceback. What may be left out, or is none of the shape's, is read."""
+    save(THEIRS[kind], tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    described, tensors = json.loads(config.read_text()), load_file(weights)
+    rope = described.get("rope_parameters") or {}
+    odd: list[Any] = [None, "x", -1, [], {}]
+    changed = [described | {name: value} for name in described for value in odd]
+    changed += [
+        described | {"rope_parameters": rope | {name: value}} for name in rope for value in odd
+    ]
+    refused = 0
+    for body in [[], None, 3, {}, *changed]:
+        config.write_text(json.dumps(body))
+        try:
+            import_huggingface(tmp_path)
+        except DataError:
+            refused += 1
+    assert refused > 40
+    config.write_text(json.dumps(described))
+    for name, tensor in tensors.items():
+        others = {other: tensors[other] for other in tensors if other != name}
+        for damaged in (others, {**others, name: tensor[..., :-1].contiguous()}):
+            save_file(damaged, weights)
+            with pytest.raises(DataError, match=r"does not hold what its config\.json says"):
+                import_huggingface(tmp_path)
+    for index in ([], {}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "b"}}):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(DataError, match="again"):
+            import_huggingface(tmp_path)

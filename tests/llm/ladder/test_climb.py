@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +53,23 @@ def test_a_vocabulary_too_large_for_a_table_is_refused_before_anything_is_traine
     monkeypatch.setattr(climbing, "update", None)
     with torch_settings_kept(), pytest.raises(ConfigError, match="by characters"):
         climb(small_spec(tmp_path), 40, print)
+
+
+def test_no_rung_writes_a_token_that_no_text_has(tmp_path: Path) -> None:
+    with torch_settings_kept():
+        made = climb(small_spec(tmp_path, steps=1), 100, print)
+    for rung in made.rungs[1:]:  # All tokens are nearly as likely to them.
+        names = set(re.findall(r"<\|\w+\|>", rung.sample))
+        assert names <= {"<|endoftext|>"}, rung.name
+
+
+def test_a_rung_that_takes_long_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climbing, "TELL_EVERY_S", 0.0)
+    said: list[str] = []
+    with torch_settings_kept():
+        climb(small_spec(tmp_path, steps=2), 4, said.append)
+    told = [line.rsplit(", ", 1)[0] for line in said[2:5]]
+    assert told == ["  step 1 of 2", "  step 2 of 2", "rung 3 of 5: MLP"]
+    assert said[3].endswith(", 0.0 min left")
