@@ -13,8 +13,8 @@ milliseconds of one core (Intel Xeon with AMX) for 8,192 tokens with 6 heads of 
     | this                 |             67 |             147 |            104 |             269 |
 
 Without AMX too (Zen 5) SDPA takes twice as long as this in bf16, and a fifth longer in fp32. On
-other devices, and where queries follow a cache, torch's `scaled_dot_product_attention` does all of
-the work.
+other devices, with dropout, and where queries follow a cache, torch's
+`scaled_dot_product_attention` does all of the work.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ def _keep_memory() -> None:
     Otherwise each tensor above 32 MiB is fetched from the kernel and cleared again in every step: a
     tenth of a step on a CPU.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)

@@ -98,8 +98,9 @@ def stream(
     Past `context_length` the model sees the last `context_length` tokens, encoded anew for each
     token, since their positions all move by one: a token then costs a whole window.
 
-    Raises DataError for an empty prompt, an id outside the vocabulary, or settings that are not one
-    for each prompt; ConfigError for stop strings without a tokenizer.
+    Raises DataError for an empty prompt, an id outside the vocabulary, settings that are not one
+    for each prompt, or scores that are no numbers; ConfigError for stop strings without a
+    tokenizer.
     """
     _check_prompts(model, prompts)
     each = [settings] * len(prompts) if isinstance(settings, SamplingConfig) else list(settings)

@@ -47,16 +47,25 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """With y = x s w: dw = sum of dy x s over rows, dx = dy w s - x s^3 mean(dy w x)."""
         x, weight_D, scale = ctx.saved_tensors
-        width = x.shape[-1]
-        x_MD, dy_MD = x.float().reshape(-1, width), dy.float().reshape(-1, width)
-        scale_M1 = scale.reshape(-1, 1)
-        product_MD = x_MD * dy_MD
-        if weight_D is None:
-            dweight_D, sums_M1 = None, product_MD.sum(-1, keepdim=True)
-            dx_MD = torch.mul(dy_MD, scale_M1, out=product_MD)
-        else:
-            dweight_D = (scale_M1.mT @ product_MD)[0]
-            sums_M1 = product_MD @ weight_D[:, None]
-            dx_MD = torch.mul(dy_MD, weight_D, out=product_MD).mul_(scale_M1)
-        dx_MD.addcmul_(x_MD, sums_M1.mul_(scale_M1.pow(3)), value=-1 / width)
-        return dx_MD.view_as(x).type_as(x), dweight_D, None, None
+        # A compiler traces this under the autocast of the forward pass, whose products are rounded.
+        with torch.autocast(x.device.type, enabled=False):
+            dx, dweight_D = _gradients(dy, x, weight_D, scale)
+        return dx, dweight_D, None, None
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight_D: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    width = x.shape[-1]
+    x_MD, dy_MD = x.float().reshape(-1, width), dy.float().reshape(-1, width)
+    scale_M1 = scale.reshape(-1, 1)
+    product_MD = x_MD * dy_MD
+    if weight_D is None:
+        dweight_D, sums_M1 = None, product_MD.sum(-1, keepdim=True)
+        dx_MD = torch.mul(dy_MD, scale_M1, out=product_MD)
+    else:
+        dweight_D = (scale_M1.mT @ product_MD)[0]
+        sums_M1 = product_MD @ weight_D.float()[:, None]
+        dx_MD = torch.mul(dy_MD, weight_D, out=product_MD).mul_(scale_M1)
+    dx_MD.addcmul_(x_MD, sums_M1.mul_(scale_M1.pow(3)), value=-1 / width)
+    return dx_MD.view_as(x).type_as(x), dweight_D

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llm.config import Config
+from llm.errors import DataError
 
 StopString = Annotated[str, Field(min_length=1)]
 
@@ -88,8 +89,14 @@ def sample(
     config: SamplingConfig,
     seen_V: Tensor | None = None,
 ) -> int:
-    """One token id."""
+    """One token id. Raises DataError where the scores are no finite numbers."""
     scores_V = scores(logits_V, seen_V, config)
+    if not (highest := scores_V.max()).isfinite():
+        raise DataError(
+            f"the highest score of a next token is {highest}: the model's weights are damaged, or "
+            f"a temperature of {config.temperature:g} or a repetition_penalty of "
+            f"{config.repetition_penalty:g} is too close to 0"
+        )
     if config.temperature == 0:
         return int(scores_V.argmax())
     sums_V = probabilities(scores_V, config).cumsum(-1, dtype=torch.float64)

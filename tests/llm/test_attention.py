@@ -61,12 +61,24 @@ def test_attention_in_blocks_is_a_well_behaved_operator_of_torch() -> None:
         torch.library.opcheck(torch.ops.loam.attend_in_blocks, (*heads, mask))
 
 
-def test_under_autocast_attention_is_of_its_type_and_close() -> None:
-    heads = random_heads(2, 200, 2, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = attend(*heads)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), torchs_own(*heads, None), atol=0.03, rtol=0.03)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_under_autocast_attention_is_of_its_type_and_its_gradients_are_close(
+    masked: bool, dtype: torch.dtype
+) -> None:
+    mask = document_mask(2, 200) if masked else None
+    heads, exact = ([x.requires_grad_() for x in random_heads(2, 200, 2, 2)] for _ in range(2))
+    with torch.autocast("cpu", dtype):
+        y = attend(*heads, mask)
+    assert y.dtype == dtype
+    expected = torchs_own(*exact, mask)
+    torch.testing.assert_close(y.float(), expected, atol=0.03, rtol=0.03)
+    y.float().sin().sum().backward()
+    expected.sin().sum().backward()
+    for ours, theirs in zip(heads, exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
 
 
 def test_queries_that_follow_a_cache_see_what_their_mask_says() -> None:

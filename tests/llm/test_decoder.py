@@ -124,11 +124,11 @@ def test_attention_probabilities_are_those_that_the_logits_come_from(
 @pytest.mark.parametrize("shape", FAMILIES.values(), ids=FAMILIES.keys())
 def test_every_parameter_has_the_role_that_its_shape_allows(shape: dict[str, Any]) -> None:
     model = small_model(**shape)
-    dimensions = {"embedding": 2, "head": 2, "matrix": 2, "experts": 3}
+    dimensions = {"vector": 1, "embedding": 2, "head": 2, "matrix": 2, "experts": 3}
     roles = model.roles()
     assert roles.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
-        assert parameter.ndim <= 1 if roles[name] == "vector" else dimensions[roles[name]], name
+        assert parameter.ndim == dimensions[roles[name]], name
     assert roles["embed_tokens.weight"] == "embedding"
     assert ("head" in roles.values()) == (not model.config.tie_embeddings)
     assert "matrix" in roles.values()

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+import platform
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 from llm.config_train import TrainConfig
-from llm.environment import begin, rng_state, set_rng_state
+from llm.environment import _keep_memory, begin, rng_state, set_rng_state
 from llm.errors import ConfigError
 from tests.llm.small_runs import torch_settings_kept
 
@@ -42,6 +46,31 @@ def test_generators_of_a_gpu_are_left_aside_where_there_is_none(
     expected = drawn()
     set_rng_state(state)
     assert drawn() == expected
+
+
+KEEPS_MEMORY = """
+import psutil, torch
+from llm.config_train import TrainConfig
+from llm.environment import begin
+begin(TrainConfig(device="cpu", threads=1))
+resident = psutil.Process().memory_info
+before = resident().rss
+torch.ones(2**25)
+print((resident().rss - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library cannot be told")
+def test_freed_memory_stays_with_the_process() -> None:
+    """Of a tensor of 128 MiB, which is gone."""
+    told = subprocess.run([sys.executable, "-c", KEEPS_MEMORY], stdout=subprocess.PIPE, check=True)
+    assert float(told.stdout) > 100
+
+
+def test_a_platform_without_glibc_keeps_its_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    _keep_memory()
 
 
 def test_the_same_seed_begins_with_the_same_draws() -> None:

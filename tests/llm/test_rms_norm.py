@@ -60,12 +60,32 @@ def test_under_autocast_the_norm_gives_what_products_take_and_keeps_the_rows_own
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_a_compiled_norm_has_the_same_gradient(weighted: bool) -> None:
-    weight = random_rows(8, seed=1) if weighted else None
-    grads = []
+def test_a_compiled_norm_has_the_same_gradients(weighted: bool, autocast: bool) -> None:
+    """To fp32's digits under autocast too: it is traced there with its gradient."""
+    found = []
     for norm in (rms_norm, torch.compile(rms_norm, backend="aot_eager", fullgraph=True)):
         x = random_rows(3, 8).requires_grad_()
-        norm(x, weight, 1e-6).sin().sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(*grads)
+        weight = random_rows(8, seed=1).requires_grad_() if weighted else None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = norm(x, weight, 1e-6)
+        (y.float() * random_rows(3, 8, seed=2)).sum().backward()
+        found.append([x.grad, *([] if weight is None else [weight.grad])])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_weights_in_bf16_have_their_gradients() -> None:
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x, weight = (
+            rows.bfloat16().to(dtype).requires_grad_()
+            for rows in (random_rows(3, 8), random_rows(8, seed=1))
+        )
+        found.append(
+            torch.autograd.grad(rms_norm(x, weight, 1e-6).float().sin().sum(), (x, weight))
+        )
+    for rounded, exact in zip(*found, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.02)

@@ -28,6 +28,31 @@ def test_a_rotated_product_depends_on_distance_alone(first: int, second: int, sh
     assert product(first, second) == pytest.approx(product(first + shift, second + shift), abs=1e-4)
 
 
+def by_definition(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_is_that_of_the_definition(compiled: bool) -> None:
+    """YaRN's rotation makes longer too. Heads lie apart in memory, as does what comes back."""
+    config = ModelConfig(
+        context_length=32, d_model=16, n_heads=2, rope_scaling=RopeScaling(kind="yarn", factor=4)
+    )
+    cos, sin = (
+        table[torch.tensor([[0, 5, 31], [7, 8, 9]]), None] for table in rotary_tables(config)
+    )
+    ours = torch.compile(rotate, backend="aot_eager", fullgraph=True) if compiled else rotate
+    x_BHTE, dy_BHTE = torch.randn(2, 2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    x_BHTE.requires_grad_()
+    found = []
+    for turn in (ours, by_definition):
+        y_BTHE = turn(x_BHTE.transpose(1, 2), cos, sin)
+        found.append((y_BTHE, *torch.autograd.grad(y_BTHE, x_BHTE, dy_BHTE.transpose(1, 2))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(
     "kind, theirs",
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from llm.errors import DataError
 from llm.sampling import SamplingConfig, probabilities, sample, scores
 
 V = 12
@@ -87,6 +89,23 @@ def test_samples_are_drawn_as_often_as_the_model_says() -> None:
     errors = np.sqrt(shares * (1 - shares) / 4000)
     observed = np.bincount(draws, minlength=5) / 4000
     assert (np.abs(observed - shares) <= 5 * errors + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    "logits, setting",
+    [
+        ([0.0, math.nan, 2.0], {"temperature": 0}),
+        ([0.0, math.nan, 2.0], {}),
+        ([0.0, 2.0], {"temperature": 1e-40}),
+        ([0.0, 2.0], {"repetition_penalty": 1e-40}),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(
+    logits: list[float], setting: dict[str, float]
+) -> None:
+    seen = torch.ones(len(logits), dtype=torch.bool)
+    with pytest.raises(DataError, match=r"score of a next token is (nan|inf): .* damaged, or"):
+        sample(torch.tensor(logits), torch.Generator(), SamplingConfig(**setting), seen)
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
