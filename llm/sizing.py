@@ -126,27 +126,34 @@ def activation_bytes(
     """
     product = FLOAT32 if dtype == "float32" else BFLOAT16
     heads = config.n_heads + config.n_kv_heads
+    normed = config.qk_norm or config.family == "speedrun"
     in_products = (
         2 * config.d_model  # Inputs of the two halves of the block.
-        + (3 * heads + 2 * config.n_heads) * config.head_dim  # Around rotation and attention.
+        + 2 * heads * config.head_dim  # Rotated queries and keys, values, and their mean.
+        + (heads * config.head_dim if normed else 0)  # Queries and keys before their norms.
         + _feed_forward_numbers(config)
     )
-    in_norms = 6 * config.d_model + (3 * heads * config.head_dim if config.qk_norm else 0)
-    block = in_products * product + in_norms * FLOAT32
+    in_stream = 3 * config.d_model  # What norms and scales of the stream are given.
+    values = len(config.value_layers) * config.n_kv_heads * config.head_dim * FLOAT32
+    block = in_products * product + in_stream * FLOAT32
     logits = 3 * FLOAT32 + (product if dtype == "bfloat16" else 0)  # Softmax and gradient too.
+    if config.family == "speedrun":
+        logits += FLOAT32  # What the cap's tanh keeps.
     in_loss = config.vocab_size * logits
     peak: float = config.n_layers * block + in_loss
     if checkpointing:
         peak = config.n_layers * config.d_model * FLOAT32 + max(RECOMPUTED * block, in_loss)
-    return round(batch_size * config.context_length * peak)
+    return round(batch_size * config.context_length * (peak + values))
 
 
 def _feed_forward_numbers(config: ModelConfig) -> int:
     """Numbers kept inside the feed-forward layer for each token."""
     if config.family != "llama":
         return 2 * config.d_ff  # Before and after the activation.
-    experts = config.n_experts_per_token if config.n_experts else 1
-    return 4 * config.d_ff * experts  # Gate, its activation, up, and what the two make.
+    numbers = 4 * config.d_ff  # Gate, its activation, up, and what the two make.
+    if config.n_experts:  # And what an expert is given and gives.
+        return config.n_experts_per_token * (numbers + 2 * config.d_model)
+    return numbers
 
 
 def largest_batch(
