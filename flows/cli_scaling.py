@@ -108,9 +108,11 @@ def show_scaling(made: Scaling) -> None:
     showing.say(
         f"\nloss = {law.E:.3g} + {law.A:.3g} / N^{law.alpha:.3f} + {law.B:.3g} / D^{law.beta:.3f}"
     )
+    # Too few runs to leave one out give no range.
+    reach = f" ({next_run.low:.4f} to {next_run.high:.4f} with one run left out)"
     showing.say(
         f"predicted for {next_run.parameters:,} parameters on {amount(next_run.tokens)} tokens: "
-        f"{next_run.loss:.4f} ({next_run.low:.4f} to {next_run.high:.4f} with one run left out)"
+        f"{next_run.loss:.4f}{reach if next_run.low < next_run.high else ''}"
     )
     if made.check:
         reached = made.check.point.loss
