@@ -16,7 +16,7 @@ from flows.trials import CONTEXT_LENGTH, trial_on_pipeline, trial_on_text
 from llm import files
 from llm.config_model import ModelConfig
 from llm.errors import ConfigError
-from tasks.export_model import load_version
+from tasks.registry import load_version
 
 if TYPE_CHECKING:
     from llm.ladder.climb import Ladder

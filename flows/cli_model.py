@@ -12,8 +12,7 @@ from flows import showing, showing_text
 from flows.cli_options import Flag, Json, StoreUrl, store_at
 from llm.errors import DataError
 from tasks import registry
-from tasks.export_model import load_version
-from tasks.registry import ModelVersion
+from tasks.registry import ModelVersion, load_version
 from tasks.store.store import Store
 
 Texts = Annotated[tuple[str, ...], Parameter(show_default=False)]

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llm import files
 from llm.errors import ConfigError, DataError
 from tasks.as_task import as_task
 from tasks.evaluate import load_model
 from tasks.export import LISTING
-from tasks.registry import ModelVersion
+from tasks.registry import ModelVersion, load_version
 from tasks.store.fingerprint import fingerprint
 from tasks.store.records import Manifest, ObjectRef
 from tasks.store.run import Request, Run, reuse
 from tasks.store.stage import Stage
 from tasks.store.store import Store, now
-
-if TYPE_CHECKING:
-    from llm.decoder import Decoder
-    from llm.tokenizer import Tokenizer
 
 STAGE = Stage("export", 1, ("safetensors", "torch"))
 
@@ -69,18 +65,6 @@ def export(run: Run, trained: Manifest) -> Manifest:
             provenance={**run.provenance, "run_id": run.run_id, "at": now()},
         )
     )
-
-
-def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
-    """A registered model and its tokenizer."""
-    from llm.import_huggingface import import_huggingface
-    from llm.tokenizer import Tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ref in version.files.items():
-            (Path(folder) / name).write_bytes(store.read_bytes(ref))
-        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
-        return import_huggingface(Path(folder)), tokenizer
 
 
 def export_version(

@@ -9,13 +9,19 @@ models/<name>/events/<n>.json      registered, promoted, held back, trained on w
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llm import files
 from llm.errors import DataError
 from tasks.store.records import FORMAT, ManifestRef, ObjectRef, check_format, parse
 from tasks.store.store import Store, now
+
+if TYPE_CHECKING:
+    from llm.decoder import Decoder
+    from llm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -209,3 +215,15 @@ def events(store: Store, name: str) -> list[dict[str, Any]]:
     """The model's log, oldest first."""
     urls = files.list_urls(f"{_folder(store, name)}/events")
     return [json.loads(body) for body in files.read_many(urls) if body]
+
+
+def load_version(store: Store, version: ModelVersion) -> tuple[Decoder, Tokenizer]:
+    """A registered model and its tokenizer."""
+    from llm.import_huggingface import import_huggingface
+    from llm.tokenizer import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ref in version.files.items():
+            (Path(folder) / name).write_bytes(store.read_bytes(ref))
+        tokenizer = Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
+        return import_huggingface(Path(folder)), tokenizer
