@@ -39,7 +39,7 @@ def document_mask(n_rows: int, n_tokens: int) -> Tensor:
     masked=st.booleans(),
     cache_bytes=st.sampled_from([1, 2**16, 2**19]),
 )
-def test_attention_in_blocks_and_its_gradients_are_torchs(
+def test_attention_and_its_gradients_in_blocks_are_torchs(
     n_rows: int, n_tokens: int, n_kv_heads: int, group: int, masked: bool, cache_bytes: int
 ) -> None:
     mask = document_mask(n_rows, n_tokens) if masked else None
@@ -55,10 +55,10 @@ def test_attention_in_blocks_and_its_gradients_are_torchs(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_attention_in_blocks_is_a_well_behaved_operator_of_torch() -> None:
+def test_attention_is_a_well_behaved_operator_of_torch() -> None:
     heads = tuple(x.requires_grad_() for x in random_heads(2, 70, 2, 2))
     for mask in (None, document_mask(2, 70)):
-        torch.library.opcheck(torch.ops.loam.attend_in_blocks, (*heads, mask))
+        torch.library.opcheck(torch.ops.loam.attend, (*heads, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
